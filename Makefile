@@ -1,0 +1,59 @@
+# The two commands of the README, and what contributors use. `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+PLAN ?= examples/nightly-cpu.toml
+# Decides which torch a machine without a GPU takes. `make setup CONSTRAINTS=` leaves the choice to pip.
+CONSTRAINTS ?= constraints/cpu.txt
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
+BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) \
+	$(wildcard ep_core/csrc/*.cpp ep_core/csrc/*.hpp ep_core/csrc/*.cc ep_core/csrc/*.h)
+CXX_SOURCES := $(wildcard ep_core/csrc/*.cpp ep_core/csrc/*.hpp ep_core/csrc/*.cc ep_core/csrc/*.h)
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup nightly test test-slow lint format bench clean
+
+help:  ## What can be made here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/\1\t/' | expand -t 14
+
+setup: $(READY)  ## The virtual environment, the dependencies, the extension
+
+$(READY): $(BUILD_INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "epwatch needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	@command -v c++ >/dev/null || { echo "epwatch needs a C++20 compiler (c++): install g++ 11 or clang 14 or newer" >&2; exit 2; }
+	@echo "Setting up $(VENV): dependencies and the extension; the first time takes a minute or two."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --editable '.[test,dev]'
+	@touch $@
+
+nightly: setup  ## A real nightly on this machine, twice: the second night is judged against the first
+	$(BIN)/epwatch nightly $(PLAN)
+	$(BIN)/epwatch nightly $(PLAN)
+
+test: setup  ## The fast tests
+	$(PYTEST) -m "not slow" -n 2 --dist loadfile
+
+test-slow: setup  ## The tests that take minutes or many processes
+	$(PYTEST) -m slow
+
+lint: setup  ## ruff, mypy, the layering of the rooms, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: setup  ## Put Python and C++ into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: setup  ## Every figure that the documents quote, measured here and now
+	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program; done
+
+clean:  ## Remove what make made here; the history stays
+	rm -rf $(VENV) build dist *.egg-info ep_core/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
