@@ -31,7 +31,7 @@ def spool_option(command: Command) -> Command:
         "--spool",
         metavar="FOLDER",
         help="The folder records are written to and ingested from. Default: EPWATCH_SPOOL, the plan, epwatch.toml, "
-        "beside the history, in this order.",
+        "the user's data folder, in this order.",
     )(command)
 
 

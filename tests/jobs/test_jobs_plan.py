@@ -1,0 +1,228 @@
+"""The plan: what its matrix gives, and how it refuses what makes no sense."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.case import Case
+from jobs.packing import new_night_id, pack, plan_runs
+from jobs.plan import Matrix, PlanError, combinations, excludes, line_of, load, parse
+
+GOOD = """\
+[plan]
+name = "p"
+
+[cluster]
+kind = "local"
+
+[measure]
+repeats = 3
+
+[[cases]]
+backend = "ep_core"
+mode = ["ll", "ht"]
+ranks = [2, 4]
+tokens = 16
+hidden = 256
+topk = 2
+experts = 8
+dtype = ["bf16", "fp8"]
+exclude = [{ mode = "ht", dtype = "fp8" }]
+
+[[cases]]
+backend = "torch"
+mode = "ll"
+ranks = 2
+tokens = 16
+hidden = 256
+topk = 2
+experts = 8
+floor = 0.5
+"""
+
+
+def refused(source: str) -> str:
+    with pytest.raises(PlanError) as raised:
+        parse(source, "night.toml")
+    sentence = str(raised.value)
+    assert "night.toml" in sentence
+    assert "\n" not in sentence.split("not valid TOML")[0]
+    return sentence
+
+
+def with_line(old: str, new: str) -> tuple[str, int]:
+    """GOOD with one line replaced, and that line's number."""
+    lines = GOOD.splitlines()
+    index = lines.index(old)
+    lines[index] = new
+    return "\n".join(lines), index + 1
+
+
+def test_a_matrix_is_every_combination_less_the_excluded():
+    plan = parse(GOOD, "night.toml")
+    keys = [planned.case.key for planned in plan.cases]
+    assert len(keys) == 7
+    assert not [key for key in keys if "/ht/" in key and "/fp8/" in key]
+    assert plan.floors[keys[-1]] == 0.5
+    assert plan.floors[keys[0]] == plan.verdict.floor
+
+
+def test_combine_follows_the_mode_where_it_is_left_out():
+    plan = parse(GOOD, "night.toml")
+    assert {(p.case.mode, p.case.combine) for p in plan.cases} == {("ll", "exact"), ("ht", "local_reduce")}
+
+
+def test_the_first_clean_night_becomes_the_baseline_named_like_the_plan():
+    assert parse(GOOD, "p").baseline_name == "p"
+    assert parse(GOOD + '[baseline]\npolicy = "none"\n', "p").baseline_name is None
+    assert parse(GOOD + '[baseline]\npolicy = "named"\nname = "b"\n', "p").baseline_name == "b"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("repeats = 3", 'repeats = "three"', ["measure.repeats", "int", "str"]),
+        ("repeats = 3", "repeats = 0", ["measure.repeats", "at least 1"]),
+        ("repeats = 3", "repeat = 3", ["measure.repeat", "no such field", "repeats"]),
+        ("repeats = 3", "deadline_s = nan", ["measure.deadline_s"]),
+        ('kind = "local"', 'kind = "slurm"', ["cluster.kind", "slurm", "local"]),
+        ('name = "p"', 'name = "a b"', ["plan.name", "a b"]),
+        ("tokens = 16", "tokens = []", ["cases[0].tokens", "empty"]),
+        ("tokens = 16", "tokens = [16, 16]", ["cases[0].tokens", "twice"]),
+        ("topk = 2", "topk = 2.5", ["cases[0].topk"]),
+        ('backend = "torch"', "backend = 3", ["cases[1].backend"]),
+        ("floor = 0.5", "floor = -1.0", ["cases[1].floor"]),
+        ("floor = 0.5", "flor = 0.5", ["cases[1].flor", "no such field"]),
+        (
+            'exclude = [{ mode = "ht", dtype = "fp8" }]',
+            'exclude = [{ mode = "ht", dtype = "fp8", ranks = 8 }]',
+            ["cases[0].exclude", "excludes nothing"],
+        ),
+        ('exclude = [{ mode = "ht", dtype = "fp8" }]', "exclude = [{}]", ["cases[0].exclude", "empty"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_field(old, new, words):
+    source, line = with_line(old, new)
+    sentence = refused(source)
+    assert f"line {line}:" in sentence, sentence
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("", ["plan"]),
+        ("[plan\n", ["TOML", "line 1"]),
+        (GOOD + "[verdicts]\n", ["verdicts", "no such field"]),
+        (GOOD.replace('[cluster]\nkind = "local"\n', ""), ["cluster"]),
+        (GOOD.replace("experts = 8", "experts = 6"), ["cases[0]", "6 experts cannot be divided among 4 ranks"]),
+        (GOOD + GOOD[GOOD.rindex("[[cases]]") :], ["cases[2]", "cases[1] already has"]),
+        (GOOD + '[baseline]\npolicy = "named"\n', ["baseline.policy", "name"]),
+        (GOOD + '[baseline]\npolicy = "last"\n', ["baseline.policy", "last"]),
+        (GOOD.replace('name = "p"', 'name = "p"\nreport = "{nights}.html"'), ["plan.report"]),
+        (GOOD.replace("ranks = [2, 4]", "ranks = [2, 4]\nnodes = 2"), ["nodes", "one machine"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused(source, words):
+    sentence = refused(source)
+    assert all(word in sentence for word in words), sentence
+
+
+def test_a_plan_that_is_not_there_is_a_sentence(tmp_path: Path):
+    with pytest.raises(PlanError, match=re.escape(str(tmp_path / "no.toml"))):
+        load(tmp_path / "no.toml")
+    with pytest.raises(PlanError, match="cannot read"):
+        load(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
+    with pytest.raises(PlanError, match="UTF-8"):
+        load(tmp_path / "latin.toml")
+
+
+def test_the_example_makes_sense():
+    plan = load(Path(__file__).parents[2] / "examples" / "nightly-cpu.toml")
+    assert {planned.case.backend for planned in plan.cases} == {"ep_core", "torch"}
+    assert all(planned.case.device == "cpu" for planned in plan.cases)
+
+
+def test_a_line_is_found_in_the_right_table():
+    text = "[a]\nx = 1\n[[cases]]\nx = 2\n[[cases]]\n  'x' = 3\n"
+    assert [line_of(text, field) for field in ("a.x", "cases[0].x", "cases[1].x")] == [2, 4, 6]
+    assert line_of(text, "cases[1].y") == 5
+    assert line_of(text, "cases[1]") == 5
+    assert line_of(text, "cases[7].y") is None
+    assert line_of(text, "") is None
+
+
+axis = st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=3, unique=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ranks=axis, tokens=axis, topk=axis, modes=st.sampled_from([["ll"], ["ht"], ["ll", "ht"]]))
+def test_every_combination_comes_once(ranks, tokens, topk, modes):
+    matrix = Matrix(backend="ep_core", mode=modes, ranks=ranks, tokens=tokens, topk=topk, hidden=256, experts=8)
+    cases = list(combinations(matrix))
+    assert len(cases) == len(set(cases)) == len(ranks) * len(tokens) * len(topk) * len(modes)
+    wanted = set(itertools.product(modes, ranks, tokens, topk))
+    assert {(c.mode, c.ranks, c.tokens, c.topk) for c in cases} == wanted
+    assert cases == list(combinations(matrix))
+
+
+@settings(max_examples=60, deadline=None)
+@given(ranks=axis, tokens=axis, gone_ranks=axis, gone_tokens=st.none() | axis)
+def test_an_exclusion_takes_what_it_names_and_nothing_else(ranks, tokens, gone_ranks, gone_tokens):
+    from jobs.plan import Exclude
+
+    matrix = Matrix(backend="ep_core", mode="ll", ranks=ranks, tokens=tokens, topk=1, hidden=256, experts=8)
+    entry = Exclude(ranks=gone_ranks, tokens=gone_tokens)
+    for case in combinations(matrix):
+        named = case.ranks in gone_ranks and (gone_tokens is None or case.tokens in gone_tokens)
+        assert excludes(entry, case) == named
+
+
+cases = st.builds(
+    Case,
+    backend=st.sampled_from(["ep_core", "torch"]),
+    mode=st.just("ll"),
+    ranks=st.sampled_from([1, 2, 4]),
+    tokens=st.integers(1, 5),
+    hidden=st.just(256),
+    topk=st.just(1),
+    experts=st.just(8),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(cases, min_size=1, max_size=8, unique=True), st.integers(1, 4), st.integers(0, 99))
+def test_every_run_is_in_one_job_and_a_job_has_one_world_and_one_repeat(cases, repeats, seed):
+    runs = plan_runs(cases, repeats, "n")
+    jobs = pack(runs, seed)
+    assert sorted(run.run_id for job in jobs for run in job.runs) == sorted(run.run_id for run in runs)
+    assert len({run.run_id for run in runs}) == len(cases) * repeats
+    assert len({job.name for job in jobs}) == len(jobs) == repeats * len({case.ranks for case in cases})
+    for job in jobs:
+        assert len({(run.case.ranks, run.case.nodes, run.repeat) for run in job.runs}) == 1
+    again = pack(plan_runs(cases, repeats, "n"), seed)
+    assert [[run.case for run in job.runs] for job in jobs] == [[run.case for run in job.runs] for job in again]
+
+
+def test_another_seed_gives_another_order():
+    many = [Case(backend="b", mode="ll", ranks=2, tokens=t, hidden=8, topk=1, experts=2) for t in range(20)]
+    orders = {tuple(run.case.tokens for run in pack(plan_runs(many, 1, ""), seed)[0].runs) for seed in range(5)}
+    assert len(orders) == 5
+    repeats = pack(plan_runs(many, 2, ""), 0)
+    assert [r.case for r in repeats[0].runs] != [r.case for r in repeats[1].runs]
+
+
+def test_night_ids_sort_by_time_in_any_zone():
+    import datetime
+
+    zone = datetime.timezone(datetime.timedelta(hours=9))
+    early = datetime.datetime(2026, 11, 22, 23, 0, 0, tzinfo=datetime.UTC)
+    late = datetime.datetime(2026, 11, 23, 8, 0, 1, tzinfo=zone)
+    assert new_night_id(early) < new_night_id(late)
+    assert new_night_id(early) != new_night_id(early)
+    assert re.fullmatch(r"20261122T230000Z-[0-9a-f]{6}", new_night_id(early))
