@@ -1,0 +1,17 @@
+"""What can go wrong with the history, each a sentence a person can act on. Next to read: `regress_db.history`."""
+
+from __future__ import annotations
+
+from harness.errors import EpwatchError
+
+
+class HistoryError(EpwatchError):
+    """The history cannot be opened, read or written: where it is, what is wrong, what to do."""
+
+
+class NotFoundError(EpwatchError):
+    """A night, run or baseline that the history does not have, or a prefix that several share."""
+
+
+class BaselineError(EpwatchError):
+    """A baseline that cannot be set or retired as asked."""
