@@ -1,0 +1,70 @@
+"""Finding what a person names: a run by the head of its id, a night by name, a baseline among the live ones.
+
+Used by `regress_db.baselines`, `regress_db.verdicts` and `regress_db.queries`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from regress_db.errors import NotFoundError
+from regress_db.schema import BaselineRow, CaseRow, NightRow, RunRow
+
+LATEST = "latest"
+_CANDIDATES = 10
+_CHUNK = 500
+
+
+def run(connection: Connection, prefix: str) -> tuple[int, str]:
+    """Row number and run id of the one run whose id starts with `prefix`, or of the newest for `latest`.
+
+    Raises `NotFoundError` for none, or for several, naming them.
+    """
+    columns = select(RunRow.id, RunRow.run_id, CaseRow.key).join(CaseRow, CaseRow.id == RunRow.case_id)
+    newest = columns.order_by(RunRow.started_at.desc(), RunRow.id.desc())
+    if prefix == LATEST:
+        found = connection.execute(newest.limit(1)).all()
+    else:
+        wanted = prefix.lower()
+        found = connection.execute(
+            newest.where(RunRow.run_id >= wanted, RunRow.run_id < wanted + "\x7f").limit(_CANDIDATES + 1)
+        ).all()
+    if not found or not prefix:
+        raise NotFoundError(f"no run has an id that starts with {prefix!r}; `epwatch runs` lists them")
+    if len(found) > 1:
+        names = ", ".join(f"{row.run_id} ({row.key})" for row in found[:_CANDIDATES])
+        more = ", and more" if len(found) > _CANDIDATES else ""
+        raise NotFoundError(f"several runs have ids that start with {prefix!r}: {names}{more}")
+    return found[0].id, found[0].run_id
+
+
+def night(connection: Connection, name: str) -> Row[*tuple[Any, ...]]:
+    """The row of the night `name`, or of the newest for `latest`. Raises `NotFoundError` naming the newest ones."""
+    newest = select(*NightRow.__table__.c).order_by(NightRow.started_at.desc(), NightRow.id.desc())
+    found = connection.execute(newest if name == LATEST else newest.where(NightRow.name == name)).first()
+    if found is None:
+        names = [row.name for row in connection.execute(newest.limit(_CANDIDATES))]
+        known = f"the newest are {', '.join(names)}" if names else "there is none yet"
+        raise NotFoundError(f"the history has no night {name!r}; {known}")
+    return found
+
+
+def live_baseline(connection: Connection, name: str) -> Row[*tuple[Any, ...]]:
+    """The row of the baseline `name` that is not retired. Raises `NotFoundError` naming those there are."""
+    live = select(*BaselineRow.__table__.c).where(BaselineRow.retired_at.is_(None))
+    found = connection.execute(live.where(BaselineRow.name == name)).first()
+    if found is None:
+        names = [row.name for row in connection.execute(live.order_by(BaselineRow.name))]
+        known = f"there are {', '.join(names)}" if names else "none has been set (`epwatch baseline set`)"
+        raise NotFoundError(f"there is no baseline {name!r}; {known}")
+    return found
+
+
+def chunks(values: Iterable[int]) -> Iterator[Sequence[int]]:
+    """`values` in pieces that fit an SQL `IN`."""
+    whole = list(values)
+    for start in range(0, len(whole), _CHUNK):
+        yield whole[start : start + _CHUNK]

@@ -1,0 +1,55 @@
+"""A night: what is planned together, so that what did not come back can be named.
+
+Called by `jobs`, at the start and the end of a night; next to read: `regress_db.verdicts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import select, update
+
+from harness.record import PlannedRun
+from regress_db import lookup
+from regress_db.errors import HistoryError
+from regress_db.history import History
+from regress_db.ingest import case_id, insert_new, shared_id
+from regress_db.schema import NightRow, PlannedRow
+
+
+def open_night(history: History, night_id: str, plan: str, started_at: datetime, planned: Sequence[PlannedRun]) -> None:
+    """Enter the night and its planned runs. Doing so again adds the runs that are new and changes nothing else.
+
+    plan: the plan's name. started_at: aware. Raises `HistoryError` when the night is there with another plan.
+    """
+    if not night_id:
+        raise HistoryError("a night needs an id")
+    with history.write() as connection:
+        number = shared_id(connection, NightRow, {"name": night_id}, {"plan": plan, "started_at": started_at})
+        row = connection.execute(select(NightRow.plan, NightRow.started_at).where(NightRow.id == number)).one()
+        if row.started_at is None:
+            connection.execute(update(NightRow).where(NightRow.id == number).values(plan=plan, started_at=started_at))
+        elif row.plan != plan:
+            raise HistoryError(f"night {night_id} is in the history with plan {row.plan!r}, not {plan!r}")
+        insert_new(
+            connection,
+            PlannedRow,
+            [
+                {
+                    "night_id": number,
+                    "run_id": one.run_id,
+                    "case_id": case_id(connection, one.case),
+                    "repeat": one.repeat,
+                }
+                for one in planned
+            ],
+        )
+
+
+def close_night(history: History, night_id: str, finished_at: datetime | None = None) -> None:
+    """Note that the night is over (now, unless told). Raises `NotFoundError` for one that was never opened."""
+    with history.write() as connection:
+        number = lookup.night(connection, night_id).id
+        moment = finished_at or datetime.now(UTC)
+        connection.execute(update(NightRow).where(NightRow.id == number).values(finished_at=moment))
