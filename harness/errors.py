@@ -24,3 +24,15 @@ class RecordError(EpwatchError):
 
 class BackendError(EpwatchError):
     """A backend that is unknown, absent, or cannot do what the case asks."""
+
+
+class WorldError(EpwatchError):
+    """The ranks' world cannot be joined: rank variables are missing, in conflict, or peers did not come."""
+
+
+class WrongAnswer(EpwatchError):
+    """A backend moved the wrong bytes: the oracle's finding, in one sentence."""
+
+
+class JobError(EpwatchError):
+    """A job that cannot be started as it was described."""

@@ -1,0 +1,173 @@
+"""What a run ran on: the platform that makes numbers comparable, and the environment that may change under them.
+
+Torch-free and quick: versions come from package metadata, the rest from /proc, /sys and git. Whatever cannot be found
+out is left out, never an error. Called by `harness.measure` on rank 0 and by `harness.launch` for runs that left no
+record. What a GPU adds (driver, clocks, links) belongs here too. Next to read: `harness.record`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform as python_platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from harness.case import Device
+from harness.record import Environment, Node, Platform
+
+PREFIXES = (
+    "EPWATCH_",
+    "EP_",
+    "MSCCLPP_",
+    "NCCL_",
+    "TORCH_NCCL_",
+    "GLOO_",
+    "UCX_",
+    "OMP_",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUDA_LAUNCH_BLOCKING",
+    "PYTORCH_",
+)
+"""Variables recorded are those whose names begin with one of these."""
+
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY|AUTH)(_|$)")
+# Where things are kept, and which job this is, say nothing about how fast it went, and would differ in every run.
+_NEVER = frozenset({"EPWATCH_DB", "EPWATCH_SPOOL", "EPWATCH_JOB", "EPWATCH_DEBUG"})
+_GIT_DEADLINE_S = 5.0
+_PACKAGES = ("torch", "numpy", "epwatch")
+
+
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables that matter, sorted by name: by allow-list, nothing that names a secret."""
+    return {
+        name: environ[name]
+        for name in sorted(environ)
+        if name.startswith(PREFIXES) and name not in _NEVER and not _SECRET.search(name)
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The CPU model as the kernel names it, without "/" (a platform's key is divided by it)."""
+    found = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    name = found[1] if found else python_platform.machine() or "unknown"
+    return " ".join(name.replace("/", "-").split())
+
+
+def platform(cluster: str, device: Device, nodes: int) -> Platform:
+    """The platform of a run by ranks on `nodes` machines like this one."""
+    return Platform(
+        device_model=cpu_model() if device == "cpu" else "unknown GPU",
+        devices_per_node=len(os.sched_getaffinity(0)),
+        interconnect="shared-memory" if nodes == 1 else "network",
+        cluster=cluster,
+    )
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_DEADLINE_S,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def code_state(folder: Path) -> dict[str, str]:
+    """Git state of the working tree that holds `folder`: commit, branch, dirty, describe. Empty outside of git."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": commit,
+        "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD") or "",
+        "dirty": "unknown" if changed is None else "yes" if changed else "no",
+        "describe": _git(folder, "describe", "--always", "--tags", "--dirty") or "",
+    }
+
+
+def _tested_folder() -> Path:
+    """The folder of epwatch's own code where git tracks it (a checkout), else the working folder."""
+    here = Path(__file__)
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None:
+        return here.parent
+    return Path.cwd()
+
+
+def versions() -> dict[str, str]:
+    """Package, interpreter and kernel versions, without importing any package."""
+    found = {"python": python_platform.python_version(), "kernel": python_platform.release()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def topology() -> dict[str, str]:
+    """Facts about this machine that may explain a number: cores, NUMA nodes, governor, memory, huge pages."""
+    facts = {
+        "cpu_model": cpu_model(),
+        "cores_usable": str(len(os.sched_getaffinity(0))),
+        "cores_online": _read("/sys/devices/system/cpu/online"),
+        "numa_nodes": _read("/sys/devices/system/node/online"),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "transparent_hugepage": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "architecture": python_platform.machine(),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def capture(environ: Mapping[str, str]) -> Environment:
+    """Everything that may change under a series, as it is now on this machine."""
+    return Environment(
+        code=code_state(_tested_folder()), versions=versions(), variables=variables(environ), topology=topology()
+    )
+
+
+def conditions(when: str) -> dict[str, float]:
+    """What the machine is doing now: load averages and free memory, names ending in `_<when>`."""
+    found: dict[str, float] = {}
+    try:
+        found["load_1m"], found["load_5m"], _ = os.getloadavg()
+    except OSError:
+        found = {}
+    memory = re.search(r"^MemAvailable:\s+(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
+    if memory:
+        found["memory_available_gb"] = int(memory[1]) * 1024 / 1e9
+    return {f"{name}_{when}": value for name, value in found.items()}
+
+
+def nodes(host_of_rank: Sequence[str]) -> list[Node]:
+    """The machines of a world, in order of their first rank, with the ranks on each."""
+    ranks: dict[str, list[int]] = {}
+    for rank, host in enumerate(host_of_rank):
+        ranks.setdefault(host, []).append(rank)
+    return [Node(hostname=host, ranks=held) for host, held in ranks.items()]
+
+
+def job_notes(environ: Mapping[str, str]) -> list[str]:
+    """Which job of which scheduler this is, for the record's notes."""
+    job = environ.get("SLURM_JOB_ID")
+    return [f"Slurm job {job}"] if job else []
