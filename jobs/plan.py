@@ -8,9 +8,10 @@ Next to read: `jobs.packing`, which makes jobs of a plan.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -306,6 +307,15 @@ def load(path: Path) -> Plan:
     except UnicodeDecodeError as error:
         raise PlanError(f"plan {path} is not UTF-8 text: {error}") from None
     return parse(source, str(path))
+
+
+def plan_of_cases(name: str, cases: Sequence[Case], floor: float) -> str:
+    """The TOML text of a local plan that measures exactly these cases."""
+    lines = ["[plan]", f"name = {json.dumps(name)}", "[cluster]", 'kind = "local"', "[verdict]", f"floor = {floor}"]
+    for case in cases:
+        # JSON's strings and integers are TOML's, too.
+        lines += ["[[cases]]", *(f"{field} = {json.dumps(getattr(case, field))}" for field in _FIELDS)]
+    return "\n".join(lines) + "\n"
 
 
 def _suggestion(field: str, unknown: str) -> str:

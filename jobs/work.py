@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from harness import job as jobspec
+from jobs.exclusive import measuring
 
 SPEC_FILE = "job.json"
 ENVELOPE_FILE = "envelope.json"
@@ -42,15 +43,14 @@ def measure(folder: str, measuring_lock: str) -> None:
     measuring_lock: file that is locked while this machine measures, so that two measurements never overlap; it
     outlives a submitter that was killed.
     """
-    from harness.launch import run_job
-    from jobs.exclusive import measuring
-
     # A job may have been started from a shell's background, where Ctrl-C is ignored by inheritance.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     place = Path(folder)
     started_at = _now()
     kind = message = trace = ""
     try:
+        from harness.launch import run_job
+
         spec = jobspec.load(place / SPEC_FILE)
         with measuring(Path(measuring_lock), wait_s=spec.deadline_s):
             run_job(spec)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.case import Case
 from jobs.packing import new_night_id, pack, plan_runs
-from jobs.plan import Matrix, PlanError, combinations, excludes, line_of, load, parse
+from jobs.plan import Exclude, Matrix, PlanError, combinations, excludes, line_of, load, parse, plan_of_cases
 
 GOOD = """\
 [plan]
@@ -174,8 +174,6 @@ def test_every_combination_comes_once(ranks, tokens, topk, modes):
 @settings(max_examples=60, deadline=None)
 @given(ranks=axis, tokens=axis, gone_ranks=axis, gone_tokens=st.none() | axis)
 def test_an_exclusion_takes_what_it_names_and_nothing_else(ranks, tokens, gone_ranks, gone_tokens):
-    from jobs.plan import Exclude
-
     matrix = Matrix(backend="ep_core", mode="ll", ranks=ranks, tokens=tokens, topk=1, hidden=256, experts=8)
     entry = Exclude(ranks=gone_ranks, tokens=gone_tokens)
     for case in combinations(matrix):
@@ -226,3 +224,11 @@ def test_night_ids_sort_by_time_in_any_zone():
     assert new_night_id(early) < new_night_id(late)
     assert new_night_id(early) != new_night_id(early)
     assert re.fullmatch(r"20261122T230000Z-[0-9a-f]{6}", new_night_id(early))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(cases, min_size=1, max_size=5, unique=True))
+def test_a_plan_made_of_cases_gives_these_cases_back(cases):
+    plan = parse(plan_of_cases("made", cases, 0.3), "made.toml")
+    assert [planned.case for planned in plan.cases] == cases
+    assert set(plan.floors.values()) == {0.3}

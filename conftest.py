@@ -1,0 +1,3 @@
+"""pytest's door into the gate: `pytest --epwatch-gate` (see `jobs.gate`)."""
+
+pytest_plugins = ["jobs.gate"]

@@ -1,0 +1,97 @@
+"""A measured night is judged: against which baseline, with which floors, and with which exit code.
+
+Called by `jobs.commands.nightly` and the gate; torch-free. The comparison itself is made by `regress_db.verdicts`, which
+is next to read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobs.plan import Plan
+from jobs.tables import Column, change, number
+
+if TYPE_CHECKING:
+    from regress_db.history import History
+    from regress_db.verdicts import NightVerdict, SeriesVerdict
+
+_WHO = "epwatch nightly"
+EXIT_NO_RESULT = 3
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is said of a night. baseline_made: the baseline that this night became, None where it became none."""
+
+    verdict: NightVerdict
+    baseline_made: str | None
+    strict: bool
+
+    @property
+    def exit_code(self) -> int:
+        """See `NightVerdict.exit_code`; a night that has just become the baseline is not held to strictness."""
+        return self.verdict.exit_code(strict=self.strict and self.baseline_made is None)
+
+    @property
+    def summary(self) -> str:
+        """The night in one line."""
+        against = f"against baseline {self.verdict.baseline}" if self.verdict.baseline else "against no baseline"
+        made = f" It is now baseline {self.baseline_made}." if self.baseline_made else ""
+        return f"night {self.verdict.night} of plan {self.verdict.plan} {against}: {self.verdict.headline}{made}"
+
+
+def judge_planned(
+    history: History, plan: Plan, night: str, *, baseline: str | None = None, strict: bool = False
+) -> Judged:
+    """Judge a night of the plan, and make it the baseline where the plan's policy says so.
+
+    baseline: overrides the plan's policy; it must exist. Raises `NotFoundError` for a named baseline that does not.
+    """
+    from regress_db.baselines import list_baselines, set_baseline
+    from regress_db.verdicts import judge_night
+
+    name = baseline or plan.baseline_name
+    first = baseline is None and plan.baseline.policy == "first"
+    if first and name not in {one.name for one in list_baselines(history)}:
+        verdict = judge_night(history, night, baseline=None, floor=plan.floors)
+        made = None
+        if verdict.exit_code() == 0:
+            assert name is not None
+            set_baseline(history, name, who=_WHO, why=f"first clean night of plan {plan.name}", night=night)
+            made = name
+        return Judged(verdict, made, strict or plan.verdict.strict)
+    verdict = judge_night(history, night, baseline=name, floor=plan.floors)
+    return Judged(verdict, None, strict or plan.verdict.strict)
+
+
+SERIES_COLUMNS: list[Column[SeriesVerdict]] = [
+    Column("case", lambda row: row.case, "case", folds=True),
+    Column("phase", lambda row: row.phase, "phase"),
+    Column("platform", lambda row: row.platform_key),
+    Column("latency_us", lambda row: row.latency_us, "latency µs", lambda row: number(row.latency_us), right=True),
+    Column(
+        "bandwidth_gbs", lambda row: row.bandwidth_gbs, "GB/s", lambda row: number(row.bandwidth_gbs, 3), right=True
+    ),
+    Column("baseline_latency_us", lambda row: row.baseline_latency_us),
+    Column("effect", lambda row: row.effect, "change [interval]", lambda row: _interval(row), right=True),
+    Column("low", lambda row: row.low),
+    Column("high", lambda row: row.high),
+    Column("floor", lambda row: row.floor),
+    Column("detectable", lambda row: row.detectable),
+    Column("p_value", lambda row: row.p_value),
+    Column("new_runs", lambda row: row.new_runs),
+    Column("baseline_runs", lambda row: row.baseline_runs),
+    Column("verdict", lambda row: row.verdict, "verdict"),
+    Column("sentence", lambda row: row.sentence),
+]
+"""The columns of a night's table, JSON and CSV. Changes are relative: 0.1 is ten per cent slower."""
+
+
+def _interval(row: SeriesVerdict) -> str:
+    """The change with its interval."""
+    if row.effect is None:
+        return ""
+    if row.low is None or row.high is None:
+        return change(row.effect)
+    return f"{change(row.effect)} [{change(row.low)}..{change(row.high)}]"
