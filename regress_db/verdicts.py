@@ -243,13 +243,16 @@ def _judge(
     judge: Judge,
 ) -> tuple[SeriesVerdict, ...]:
     own = {one.number for one in facts}
-    members: Sequence[RunFacts] = ()
+    members: dict[tuple[str, str], list[RunFacts]] = {}
     if baseline_id is not None:
         of_baseline = select(BaselineRunRow.run).where(BaselineRunRow.baseline_id == baseline_id)
         numbers = connection.execute(of_baseline).scalars()
-        members = facts_of_runs(connection, sorted(number for number in numbers if number not in own))
+        for member in facts_of_runs(connection, sorted(number for number in numbers if number not in own)):
+            members.setdefault((member.case, member.platform), []).append(member)
     series = [
-        _judge_series(case, platform, phase, runs, members, baseline, _floor_of(floor, case), judge)
+        _judge_series(
+            case, platform, phase, runs, members.get((case, platform), ()), baseline, _floor_of(floor, case), judge
+        )
         for (case, platform), runs in _groups(facts).items()
         for phase in PHASES
     ]
@@ -289,23 +292,17 @@ def _judge_series(
     judge: Judge,
 ) -> SeriesVerdict:
     new = [run.values for run in runs if (phase, RUN_VALUE_METRIC) in run.values]
-    old = [
-        member.values
-        for member in members
-        if (member.case, member.platform) == (case, platform) and (phase, RUN_VALUE_METRIC) in member.values
-    ]
+    old = [member.values for member in members if (phase, RUN_VALUE_METRIC) in member.values]
     judgement = Judgement("insufficient", None, None, None, None, None, "none")
     if new:
         of_new, of_old = ([values[phase, RUN_VALUE_METRIC] for values in group] for group in (new, old))
         judgement = judge.judge(of_new, of_old, floor)
     bad = [run for run in runs if run.outcome != "ok"]
-    silent = [run for run in runs if run.outcome == "ok" and (phase, RUN_VALUE_METRIC) not in run.values]
+    silent = sum(run.outcome == "ok" and (phase, RUN_VALUE_METRIC) not in run.values for run in runs)
     verdict: Verdict = judgement.verdict
-    reason = ""
     if bad or silent:
-        worst = min(bad, key=lambda run: NO_NUMBER.index(run.outcome), default=None)  # type: ignore[arg-type]
-        verdict = "missing" if worst is None else worst.outcome
-        reason = "" if worst is None else worst.why
+        verdict = next((kind for kind in NO_NUMBER if any(run.outcome == kind for run in bad)), "missing")
+    alike = [run for run in bad if run.outcome == verdict]
     latency_us = _median(new, phase, "latency_us")
     baseline_latency_us = _median(old, phase, "latency_us")
     return SeriesVerdict(
@@ -335,9 +332,9 @@ def _judge_series(
             new_runs=len(new),
             baseline_runs=len(old),
             planned_runs=len(runs),
-            bad_runs=len(silent) + sum(run.outcome == verdict for run in bad),
+            bad_runs=len(alike) + silent * (verdict == "missing"),
             baseline=baseline,
-            reason=reason,
+            reason=next((run.why for run in alike if run.why), ""),
         ),
         warnings=judgement.warnings,
     )

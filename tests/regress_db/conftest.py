@@ -1,0 +1,23 @@
+"""What the tests of the history share: a history in a file, a spool, and their helper module on the path."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from regress_db.history import History
+
+
+@pytest.fixture
+def spool(tmp_path):
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def history(tmp_path):
+    with History.open(tmp_path / "history.db") as opened:
+        yield opened

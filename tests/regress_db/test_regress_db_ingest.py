@@ -1,0 +1,301 @@
+"""From the spool into the history: what is accepted, what is refused, and that nothing is lost or counted twice."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+from sqlalchemy import func, select
+from synthetic_records import CASE, failed_record, ok_record, phase_result
+
+from harness import record as records
+from harness.case import Case
+from regress_db.errors import HistoryError
+from regress_db.history import History
+from regress_db.ingest import collect
+from regress_db.schema import RunRow, RunValue, SampleRow
+
+COLLECT = """
+import sys
+from pathlib import Path
+from regress_db.history import History
+from regress_db.ingest import collect
+with History.open(sys.argv[1]) as history:
+    print("open", flush=True)
+    done = collect(history, Path(sys.argv[2]))
+    print(len(done.accepted), len(done.already), len(done.quarantined))
+"""
+
+
+def count(history, table=RunRow):
+    with history.read() as connection:
+        return connection.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def start_collector(database, spool, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", COLLECT, str(database), str(spool)], stdout=subprocess.PIPE, text=True, **options
+    )
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_record_leaves_the_spool_once_it_is_in_the_history(history, spool):
+    record = ok_record()
+    records.write(record, spool)
+    done = collect(history, spool)
+    assert (done.accepted, done.already, done.quarantined) == ([record.run_id], [], [])
+    assert names(spool) == ["ingested"]
+    assert names(spool / "ingested") == [f"{record.run_id}.json"]
+
+
+def test_the_same_record_again_changes_nothing(history, spool):
+    record = ok_record()
+    records.write(record, spool)
+    collect(history, spool)
+    data = msgspec.json.encode(record)
+    (spool / f"{record.run_id}.json").write_bytes(data)
+    (spool / "copy.json").write_bytes(records.encode(record))
+    done = collect(history, spool)
+    assert (done.accepted, done.already, done.quarantined) == ([], [record.run_id] * 2, [])
+    assert count(history) == 1
+
+
+def test_two_files_of_one_run_in_one_spool_count_once(history, spool):
+    record = ok_record()
+    records.write(record, spool)
+    (spool / "copy.json").write_bytes(records.encode(record))
+    done = collect(history, spool)
+    assert done.accepted == done.already == [record.run_id]
+    assert count(history) == 1
+
+
+def test_the_same_run_id_with_other_content_is_refused(history, spool):
+    record = ok_record(seed=1)
+    records.write(record, spool)
+    collect(history, spool)
+    records.write(ok_record(seed=2, run_id=record.run_id), spool)
+    done = collect(history, spool)
+    assert done.accepted == done.already == []
+    assert "in the history already, with other content" in done.quarantined[0][1]
+    assert names(spool / "quarantine") == [f"{record.run_id}.json", f"{record.run_id}.json.reason"]
+    assert names(spool / "ingested") == [f"{record.run_id}.json"]
+
+
+def test_unreadable_files_are_set_aside_with_the_reason_and_the_rest_goes_on(history, spool):
+    good = ok_record()
+    records.write(good, spool)
+    newer = json.loads(records.encode(ok_record())) | {"schema_version": 99}
+    contents = {
+        "empty.json": b"",
+        "half.json": records.encode(ok_record())[:500],
+        "binary.json": bytes(range(256)),
+        "list.json": b"[1, 2]",
+        "newer.json": json.dumps(newer).encode(),
+        "unknown-field.json": json.dumps(json.loads(records.encode(ok_record())) | {"colour": "red"}).encode(),
+    }
+    for name, content in contents.items():
+        (spool / name).write_bytes(content)
+    done = collect(history, spool)
+    assert done.accepted == [good.run_id]
+    assert {file.name for file, _ in done.quarantined} == set(contents)
+    for name, content in contents.items():
+        assert (spool / "quarantine" / name).read_bytes() == content
+        assert (spool / "quarantine" / f"{name}.reason").read_text().strip()
+    assert "newer epwatch" in (spool / "quarantine" / "newer.json.reason").read_text()
+
+
+def test_a_second_bad_file_of_one_name_does_not_overwrite_the_first(history, spool):
+    for content in (b"one", b"two"):
+        (spool / "bad.json").write_bytes(content)
+        collect(history, spool)
+    assert {file.read_bytes() for file in (spool / "quarantine").glob("*.json")} == {b"one", b"two"}
+
+
+def test_unfinished_files_and_other_things_are_left_alone(history, spool):
+    (spool / ".abc.123.partial").write_bytes(b"{")
+    (spool / ".hidden.json").write_bytes(b"{")
+    (spool / "notes.txt").write_text("hello")
+    (spool / "folder.json").mkdir()
+    done = collect(history, spool)
+    assert not done.accepted
+    assert not done.quarantined
+    assert names(spool) == [".abc.123.partial", ".hidden.json", "folder.json", "notes.txt"]
+
+
+def test_a_spool_that_is_not_there_is_empty(history, tmp_path):
+    assert collect(history, tmp_path / "none").accepted == []
+
+
+def replace_phase(record, **changes):
+    first = msgspec.structs.replace(record.phases[0], **changes)
+    return msgspec.structs.replace(record, phases=[first, *record.phases[1:]])
+
+
+def with_stats(**changes):
+    record = ok_record()
+    return replace_phase(record, stats=msgspec.structs.replace(record.phases[0].stats, **changes))
+
+
+def contradictions():
+    ok = ok_record()
+    replace = msgspec.structs.replace
+    result = ok.phases[0]
+    return {
+        "slowest_p50_us is": with_stats(slowest_p50_us=1.0),
+        "latency_us is": with_stats(latency_us=1e-6),
+        "std_us is": with_stats(std_us=-1.0),
+        "p99_us is 0": with_stats(p99_us=0.0),
+        "rank_p50_us does not hold 2": with_stats(rank_p50_us=[1.0]),
+        "slowest_rank is 2": with_stats(slowest_rank=2),
+        "samples of 1 ranks": replace_phase(ok, samples_us=result.samples_us[:1]),
+        "different numbers of samples": replace_phase(ok, samples_us=[result.samples_us[0], [1.0]]),
+        "none is left": replace_phase(ok, leading_dropped=12),
+        "not a positive number": replace_phase(ok, samples_us=[[0.0] * 12, [1.0] * 12]),
+        "headline": replace_phase(ok, traffic=replace(result.traffic, headline="nonsense")),
+        "byte count": replace_phase(ok, traffic=replace(result.traffic, bytes_per_rank={"recv": -1.0})),
+        "a phase is there twice": replace(ok, phases=[result, result]),
+        "no timings": replace(ok, phases=[]),
+        "a check did not pass": replace(ok, checks=[replace(ok.checks[0], passed=False)]),
+        "there is a failure": replace(ok, failure=failed_record().failure),
+        "the case cannot be": replace(ok, case=replace(CASE, topk=9)),
+        "the nodes hold ranks": replace(ok, nodes=[replace(ok.nodes[0], ranks=[0])]),
+        "stands on two nodes": replace(ok, nodes=[ok.nodes[0], ok.nodes[0]]),
+        "not 32 hex digits": replace(ok, run_id="../../etc/passwd"),
+        "started_at": replace(ok, started_at="yesterday"),
+        "ended_at": replace(ok, ended_at="2026-10-01T02:00:00"),
+        "no failure says why": replace(ok, outcome="failed", phases=[]),
+        "but there are timings": replace(ok, outcome="hung", failure=failed_record().failure),
+        "does not fit 64 bits": replace(ok, case=replace(CASE, seed=2**70)),
+    }
+
+
+@pytest.mark.parametrize("reason", contradictions())
+def test_a_record_that_contradicts_itself_is_refused(history, spool, reason):
+    (spool / "bad.json").write_bytes(records.encode(contradictions()[reason]))
+    done = collect(history, spool)
+    assert not done.accepted
+    assert reason in done.quarantined[0][1]
+    assert count(history) == 0
+
+
+def test_failed_runs_of_impossible_cases_are_kept(history, spool):
+    impossible = Case(backend="ep_core", mode="ll", ranks=3, tokens=32, hidden=256, topk=4, experts=8)
+    record = failed_record("failed", "8 experts cannot be divided among 3 ranks", case=impossible)
+    records.write(record, spool)
+    assert collect(history, spool).accepted == [record.run_id]
+    assert count(history, RunValue) == 0
+
+
+def test_a_clock_that_went_backwards_is_no_reason_to_refuse(history, spool):
+    record = msgspec.structs.replace(ok_record(), ended_at="2020-01-01T00:00:00Z")
+    records.write(record, spool)
+    assert collect(history, spool).accepted == [record.run_id]
+
+
+def test_values_and_samples_are_kept_apart(history, spool):
+    records.write(ok_record(), spool)
+    collect(history, spool)
+    assert count(history, SampleRow) == 2
+    assert count(history, RunValue) > 20
+
+
+def test_eight_collectors_at_once_count_everything_once(tmp_path, spool):
+    """Eight processes on a new history: each record in the spool, half of them in a second spool too."""
+    other = tmp_path / "other"
+    for index in range(60):
+        record = ok_record(seed=index)
+        records.write(record, spool)
+        if index % 2:
+            records.write(record, other)
+    (spool / "bad.json").write_bytes(b"bad")
+    database = tmp_path / "new" / "history.db"
+    collectors = [start_collector(database, spool if index % 2 else other) for index in range(8)]
+    outputs = [process.communicate(timeout=120)[0] for process in collectors]
+    assert [process.returncode for process in collectors] == [0] * 8
+    accepted = sum(int(output.split()[1]) for output in outputs)
+    quarantined = sum(int(output.split()[3]) for output in outputs)
+    with History.open(database) as history:
+        assert (accepted, quarantined) == (60, 1)
+        assert count(history) == 60
+        assert count(history, SampleRow) == 120
+    assert len(names(spool / "ingested")) == 60
+    assert len(names(other / "ingested")) == 30
+    assert names(spool / "quarantine") == ["bad.json", "bad.json.reason"]
+    assert names(spool) == ["ingested", "quarantine"]
+
+
+def test_a_collector_that_is_killed_loses_nothing(tmp_path, spool):
+    """SIGKILL at several moments; then one whole collection finds every record exactly once."""
+    for index in range(150):
+        records.write(ok_record(seed=index), spool)
+    database = tmp_path / "history.db"
+    History.open(database).close()
+    killed = 0
+    for delay_s in (0.0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.02, 0.05):
+        process = start_collector(database, spool)
+        assert process.stdout.readline() == "open\n"
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+        killed += process.returncode == -signal.SIGKILL
+    with History.open(database) as history:
+        collect(history, spool)
+        assert count(history) == 150
+        assert count(history, SampleRow) == 300
+        with history.read() as connection:
+            assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+            assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+    assert killed > 0
+    assert len(names(spool / "ingested")) == 150
+
+
+def test_a_full_disk_is_a_sentence_and_the_records_stay_in_the_spool(tmp_path, spool):
+    for index in range(40):
+        records.write(ok_record(seed=index, iters=200), spool)
+    database = tmp_path / "history.db"
+    History.open(database).close()
+    script = f"""
+import resource, sys
+from pathlib import Path
+from harness.errors import EpwatchError
+from regress_db.history import History
+from regress_db.ingest import collect
+with History.open({str(database)!r}) as history:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+    try:
+        collect(history, Path({str(spool)!r}))
+    except EpwatchError as error:
+        sys.exit(f"SENTENCE {{error}}")
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert process.stderr.startswith("SENTENCE the history"), process.stderr
+    assert "no space" in process.stderr
+    assert len(list(spool.glob("*.json"))) == 40
+    with History.open(database) as history:
+        assert count(history) == 0
+        assert len(collect(history, spool).accepted) == 40
+
+
+def test_a_spool_that_cannot_be_written_keeps_the_history_in_order(history, spool, monkeypatch):
+    record = ok_record()
+    records.write(record, spool)
+    (spool / "ingested").write_text("a file where the folder should be")
+    with pytest.raises(HistoryError, match="cannot move"):
+        collect(history, spool)
+    (spool / "ingested").unlink()
+    assert collect(history, spool).already == [record.run_id]
+    assert count(history) == 1
+
+
+def test_the_factory_tells_the_truth():
+    """The statistics of synthetic records follow the definitions, so that the tests above mean something."""
+    result = phase_result("dispatch", [[9.0, 1.0, 2.0, 3.0], [9.0, 4.0, 1.0, 2.0]])
+    assert math.isclose(result.stats.latency_us, (2 + 7 / 3) / 2)
+    assert result.stats.slowest_p50_us == 3.0
