@@ -1,0 +1,341 @@
+"""What one can ask the history: trends, runs, one run, two runs, nights. Answers are frozen dataclasses, ready for a
+table, JSON or CSV.
+
+Read-only. No query of values touches the samples; `samples_of` alone does. Called by the command line, the gate and
+notebooks; next to read: `regress_db.selection` (how runs are chosen), `regress_db.details` (one run).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from harness.case import Phase
+from regress_db import lookup, samples
+from regress_db.details import RunDetail, hosts_of, load_detail
+from regress_db.environments import Difference, differences
+from regress_db.errors import NotFoundError
+from regress_db.history import History
+from regress_db.ingest import BANDWIDTH_METRIC
+from regress_db.schema import (
+    CaseRow,
+    EnvironmentRow,
+    FailureRow,
+    MetricRow,
+    NightRow,
+    PlannedRow,
+    PlatformRow,
+    RunRow,
+    RunValue,
+    SampleRow,
+)
+from regress_db.selection import EVERYTHING, Selection
+
+DEFAULT_METRIC = "latency_us"
+
+
+@dataclass(frozen=True, slots=True)
+class TrendPoint:
+    """One value of one series. unit is in the metric's name; commit: of the code under test, "" where not known."""
+
+    case: str
+    platform: str
+    phase: Phase
+    metric: str
+    started_at: datetime
+    night: str
+    run_id: str
+    commit: str
+    environment: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """One run in a list. Latencies in µs, averaged over ranks; bandwidths per rank in GB/s; None where absent."""
+
+    run_id: str
+    started_at: datetime
+    night: str
+    case: str
+    platform: str
+    outcome: str
+    commit: str
+    hosts: tuple[str, ...]
+    dispatch_us: float | None
+    combine_us: float | None
+    dispatch_gbs: float | None
+    combine_gbs: float | None
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedValue:
+    """One metric of two runs. change: (second - first) / first, None where it has none."""
+
+    phase: Phase
+    metric: str
+    first: float | None
+    second: float | None
+    change: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunComparison:
+    """Two runs side by side: values, and where case, platform, hosts and environment differ."""
+
+    first: RunDetail
+    second: RunDetail
+    values: tuple[ComparedValue, ...]
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NightLine:
+    """One night in a list. missing: planned runs without a record; judged_at: None where it was not judged."""
+
+    night: str
+    plan: str
+    started_at: datetime | None
+    finished_at: datetime | None
+    judged_at: datetime | None
+    planned: int
+    ok: int
+    not_ok: int
+    missing: int
+
+
+def trend(
+    history: History,
+    selection: Selection = EVERYTHING,
+    *,
+    metric: str = DEFAULT_METRIC,
+    phase: Phase | None = None,
+) -> list[TrendPoint]:
+    """Values of the metric, series by series (case, platform, phase), oldest first; `selection.limit` is per series.
+
+    Raises `NotFoundError` for a metric that the history does not have, naming those it has.
+    """
+    with history.read() as connection:
+        metrics = {
+            row.id: row.phase
+            for row in connection.execute(select(MetricRow.id, MetricRow.phase).where(MetricRow.name == metric))
+            if phase in (None, row.phase)
+        }
+        if not metrics and connection.execute(select(MetricRow.id).limit(1)).first() is not None:
+            names = connection.execute(select(MetricRow.name).distinct().order_by(MetricRow.name)).scalars()
+            raise NotFoundError(f"the history has no metric {metric!r}; it has {', '.join(names)}")
+        wanted = (
+            select(
+                CaseRow.key,
+                PlatformRow.key.label("platform"),
+                RunValue.metric,
+                RunRow.started_at,
+                NightRow.name.label("night"),
+                RunRow.run_id,
+                EnvironmentRow.commit,
+                EnvironmentRow.digest,
+                RunValue.value,
+            )
+            .select_from(RunRow)
+            .join(RunValue, RunValue.run == RunRow.id)
+            .join(CaseRow, CaseRow.id == RunRow.case_id)
+            .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
+            .join(EnvironmentRow, EnvironmentRow.id == RunRow.environment_id)
+            .outerjoin(NightRow, NightRow.id == RunRow.night_id)
+            .where(RunValue.metric.in_(metrics), *selection.conditions())
+            .order_by(RunRow.started_at, RunRow.id)
+        )
+        series: dict[tuple[str, str, str], list[TrendPoint]] = defaultdict(list)
+        for case, platform, number, started_at, night, run_id, commit, digest, value in connection.execute(wanted):
+            of_phase: Phase = metrics[number]
+            series[case, platform, of_phase].append(
+                TrendPoint(
+                    case, platform, of_phase, metric, started_at, night or "", run_id, commit, digest[:12], value
+                )
+            )
+    first = 0 if selection.limit is None else -selection.limit
+    return [point for key in sorted(series) for point in series[key][first:]]
+
+
+def runs(history: History, selection: Selection = EVERYTHING) -> list[RunLine]:
+    """The runs, newest first, at most `selection.limit`."""
+    with history.read() as connection:
+        rows = connection.execute(
+            select(
+                RunRow.id,
+                RunRow.run_id,
+                RunRow.started_at,
+                NightRow.name.label("night"),
+                CaseRow.key,
+                PlatformRow.key.label("platform"),
+                RunRow.outcome,
+                EnvironmentRow.commit,
+                FailureRow.message,
+            )
+            .join(CaseRow, CaseRow.id == RunRow.case_id)
+            .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
+            .join(EnvironmentRow, EnvironmentRow.id == RunRow.environment_id)
+            .outerjoin(NightRow, NightRow.id == RunRow.night_id)
+            .outerjoin(FailureRow, FailureRow.run == RunRow.id)
+            .where(*selection.conditions())
+            .order_by(RunRow.started_at.desc(), RunRow.id.desc())
+            .limit(selection.limit)
+        ).all()
+        numbers = [row.id for row in rows]
+        values = _values(connection, numbers, (DEFAULT_METRIC, BANDWIDTH_METRIC))
+        hosts = hosts_of(connection, numbers)
+    return [
+        RunLine(
+            run_id=row.run_id,
+            started_at=row.started_at,
+            night=row.night or "",
+            case=row.key,
+            platform=row.platform,
+            outcome=row.outcome,
+            commit=row.commit,
+            hosts=tuple(sorted(hosts[row.id])),
+            dispatch_us=values[row.id].get(("dispatch", DEFAULT_METRIC)),
+            combine_us=values[row.id].get(("combine", DEFAULT_METRIC)),
+            dispatch_gbs=values[row.id].get(("dispatch", BANDWIDTH_METRIC)),
+            combine_gbs=values[row.id].get(("combine", BANDWIDTH_METRIC)),
+            failure=row.message or "",
+        )
+        for row in rows
+    ]
+
+
+def show(history: History, run: str) -> RunDetail:
+    """Everything about the run whose id starts with `run` (or the `latest`). `NotFoundError` for none or several."""
+    with history.read() as connection:
+        return load_detail(connection, lookup.run(connection, run)[0])
+
+
+def samples_of(history: History, run: str) -> dict[Phase, list[list[float]]]:
+    """The samples of a run, in µs, [ranks][iterations] by phase; exact to float32."""
+    with history.read() as connection:
+        number, _ = lookup.run(connection, run)
+        rows = connection.execute(select(SampleRow.phase, SampleRow.packed).where(SampleRow.run == number)).all()
+    return {row.phase: samples.unpack(row.packed) for row in rows}
+
+
+def compare(history: History, first: str, second: str) -> RunComparison:
+    """Two runs side by side; each is named as in `show`."""
+    with history.read() as connection:
+        one, other = (load_detail(connection, lookup.run(connection, run)[0]) for run in (first, second))
+    values = [
+        ComparedValue(phase, metric, before, after, _change(before, after))
+        for phase, metric, before, after in _paired(one, other)
+    ]
+    return RunComparison(one, other, tuple(values), tuple(differences(_facts(one), _facts(other))))
+
+
+def nights(history: History, limit: int | None = None) -> list[NightLine]:
+    """The nights, newest first."""
+    with history.read() as connection:
+        rows = connection.execute(
+            select(*NightRow.__table__.c).order_by(NightRow.started_at.desc(), NightRow.id.desc()).limit(limit)
+        ).all()
+        outcomes: dict[int, dict[str, int]] = defaultdict(dict)
+        for night, outcome, count in connection.execute(
+            select(NightRow.id, RunRow.outcome, func.count())
+            .join(RunRow, RunRow.night_id == NightRow.id)
+            .group_by(NightRow.id, RunRow.outcome)
+        ):
+            outcomes[night][outcome] = count
+        planned: dict[int, tuple[int, int]] = {
+            night: (count, there)
+            for night, count, there in connection.execute(
+                select(PlannedRow.night_id, func.count(), func.count(RunRow.id))
+                .outerjoin(RunRow, RunRow.run_id == PlannedRow.run_id)
+                .group_by(PlannedRow.night_id)
+            )
+        }
+    lines = []
+    for row in rows:
+        count, there = planned.get(row.id, (0, 0))
+        of_night = outcomes[row.id]
+        lines.append(
+            NightLine(
+                night=row.name,
+                plan=row.plan,
+                started_at=row.started_at,
+                finished_at=row.finished_at,
+                judged_at=row.judged_at,
+                planned=count,
+                ok=of_night.get("ok", 0),
+                not_ok=sum(of_night.values()) - of_night.get("ok", 0),
+                missing=count - there,
+            )
+        )
+    return lines
+
+
+def latest_runs(history: History, selection: Selection = EVERYTHING) -> dict[tuple[str, str], list[str]]:
+    """Run ids of the newest runs of each (case, platform), newest first, whatever their outcome.
+
+    `selection.limit` is per series, 1 where it is None.
+    """
+    age = func.row_number().over(
+        partition_by=(RunRow.case_id, RunRow.platform_id), order_by=(RunRow.started_at.desc(), RunRow.id.desc())
+    )
+    with history.read() as connection:
+        aged = (
+            select(CaseRow.key, PlatformRow.key.label("platform"), RunRow.run_id, age.label("age"))
+            .select_from(RunRow)
+            .join(CaseRow, CaseRow.id == RunRow.case_id)
+            .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
+            .join(EnvironmentRow, EnvironmentRow.id == RunRow.environment_id)
+            .outerjoin(NightRow, NightRow.id == RunRow.night_id)
+            .where(*selection.conditions())
+            .subquery()
+        )
+        wanted = select(*aged.c).where(aged.c.age <= (selection.limit or 1)).order_by(*aged.c)
+        found: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+        for row in connection.execute(wanted):
+            found[row.key, row.platform].append((row.age, row.run_id))
+    return {series: [run_id for _, run_id in sorted(members)] for series, members in found.items()}
+
+
+def _values(
+    connection: Connection, numbers: Sequence[int], metrics: Sequence[str]
+) -> dict[int, dict[tuple[str, str], float]]:
+    found: dict[int, dict[tuple[str, str], float]] = {number: {} for number in numbers}
+    for piece in lookup.chunks(numbers):
+        for run, phase, name, value in connection.execute(
+            select(RunValue.run, MetricRow.phase, MetricRow.name, RunValue.value)
+            .join(MetricRow, MetricRow.id == RunValue.metric)
+            .where(RunValue.run.in_(piece), MetricRow.name.in_(metrics))
+        ):
+            found[run][phase, name] = value
+    return found
+
+
+def _paired(one: RunDetail, other: RunDetail) -> list[tuple[Phase, str, float | None, float | None]]:
+    """Every metric of either run, with its value in each."""
+    of_one = {(detail.phase, name): value for detail in one.phases for name, value in detail.values.items()}
+    of_other = {(detail.phase, name): value for detail in other.phases for name, value in detail.values.items()}
+    keys = dict.fromkeys([*of_one, *of_other])
+    return [(phase, name, of_one.get((phase, name)), of_other.get((phase, name))) for phase, name in keys]
+
+
+def _change(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None or before == 0 else (after - before) / before
+
+
+def _facts(run: RunDetail) -> Mapping[str, Any]:
+    """What of a run may explain a difference in its values."""
+    return {
+        "case": run.case,
+        "platform": run.platform,
+        "hosts": ", ".join(run.ranks_on),
+        "outcome": run.outcome,
+        "iters": str(run.iters),
+        "warmup": str(run.warmup),
+        **run.environment,
+    }
