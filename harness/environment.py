@@ -11,8 +11,10 @@ import functools
 import os
 import platform as python_platform
 import re
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -41,6 +43,17 @@ _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY|AUTH)
 _NEVER = frozenset({"EPWATCH_DB", "EPWATCH_SPOOL", "EPWATCH_JOB", "EPWATCH_DEBUG"})
 _GIT_DEADLINE_S = 5.0
 _PACKAGES = ("torch", "numpy", "epwatch")
+
+
+def utc_now(offset_s: float = 0.0) -> str:
+    """The time, `offset_s` from now, as RFC 3339 in UTC to the millisecond."""
+    when = datetime.now(UTC) + timedelta(seconds=offset_s)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def hostname() -> str:
+    """This machine's name, as the record's nodes have it."""
+    return socket.gethostname()
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:

@@ -41,7 +41,7 @@ def token_rows(case: Case, rank: int) -> torch.Tensor:
     bits = np.random.Philox(key=np.array([case.seed & (2**64 - 1), _POOL_RANK], dtype=np.uint64)).random_raw(size)
     bits = np.asarray(bits, dtype=np.uint64)
     mantissa = (bits % np.uint64(255)).astype(np.float64) - 127
-    choice = ((bits[:: _SEGMENT] >> np.uint64(32)) % np.uint64(len(_EXPONENTS) + 1)).astype(np.int64)
+    choice = ((bits[::_SEGMENT] >> np.uint64(32)) % np.uint64(len(_EXPONENTS) + 1)).astype(np.int64)
     magnitude = np.append(2.0**_EXPONENTS, 0.0)[choice] / 64
     values = mantissa * np.repeat(magnitude, _SEGMENT)[:size] + 0.0
     pool = torch.from_numpy(values).to(torch.bfloat16)

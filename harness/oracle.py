@@ -41,7 +41,7 @@ def poison(tensor: torch.Tensor) -> None:
 
 
 def expert_factor(expert: torch.Tensor) -> torch.Tensor:
-    """What a global expert multiplies its rows by: +-2^k, k from -8 to 7, exact in bf16; equal only 32 experts apart."""
+    """A global expert's factor: +-2^k, k from -8 to 7, exact in bf16, equal only 32 experts apart."""
     exponent = (expert * 7) % _FACTOR_EXPONENTS - _FACTOR_EXPONENTS // 2
     sign = 1 - 2 * ((expert // _FACTOR_EXPONENTS) % 2)
     return torch.ldexp(sign.to(torch.float32), exponent)
@@ -117,8 +117,8 @@ def _check_packed(case: Case, rank: int, received: Received, topk_idx: torch.Ten
         if len(outside):
             row = int(outside[0])
             raise WrongAnswer(
-                f"slot {int(received.slot[row])} of local expert {int(received.expert[row])} holds a row of source rank "
-                f"{int(received.source[row])}, whose block in layout_range begins at {int(begin[row])} and has "
+                f"slot {int(received.slot[row])} of local expert {int(received.expert[row])} holds a row of source "
+                f"rank {int(received.source[row])}, whose block in layout_range begins at {int(begin[row])} and has "
                 f"{int(length[received.expert[row], received.source[row]])} rows"
             )
     if received.ordered:
@@ -195,8 +195,9 @@ def _identity(row: torch.Tensor) -> str:
 
 def fp8_scales(rows: torch.Tensor) -> torch.Tensor:
     """float32 [N, H / 128] of rows [N, H]: amax over 128 columns, floored at 1e-4, over 448."""
-    blocks = rows.float().unflatten(1, (-1, FP8_BLOCK))
-    return blocks.abs().amax(2).clamp_min(FP8_AMAX_FLOOR) / FP8_MAX
+    blocks = rows.float().view(len(rows), rows.shape[1] // FP8_BLOCK, FP8_BLOCK)
+    scales: torch.Tensor = blocks.abs().amax(2).clamp_min(FP8_AMAX_FLOOR) / FP8_MAX
+    return scales
 
 
 def _fp8_differs(received: Received, rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -248,7 +249,7 @@ def _originals(case: Case, received: Received) -> torch.Tensor:
 
 
 def _weighted(x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-    """float32 [N, H]: the sum in top-k order of weight * bf16(x * factor), product and sum rounded apart, -1 skipped."""
+    """float32 [N, H]: sum in top-k order of weight * bf16(x * factor), product and sum rounded apart, -1 skipped."""
     total = torch.zeros(x.shape, dtype=torch.float32)
     rows = x.float()
     for column in range(topk_idx.shape[1]):

@@ -46,8 +46,16 @@ def append(folder: Path, rank: int, run_id: str, step: str, *, outcome: str = ""
 
 def read(folder: Path, rank: int) -> list[Progress]:
     """All steps of one rank so far; empty when it has not begun."""
+    return read_new(folder, rank, 0)[0]
+
+
+def read_new(folder: Path, rank: int, offset: int) -> tuple[list[Progress], int]:
+    """The steps of one rank from byte `offset` on, and the offset to go on from."""
     try:
-        lines = _path(folder, rank).read_bytes().split(b"\n")
+        with _path(folder, rank).open("rb") as file:
+            file.seek(offset)
+            data = file.read()
     except FileNotFoundError:
-        return []
-    return [msgspec.json.decode(line, type=Progress) for line in lines[:-1]]
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    return [msgspec.json.decode(line, type=Progress) for line in whole.splitlines()], offset + len(whole)

@@ -54,7 +54,8 @@ def _shuffled_experts(case: Case) -> Selections:
 def _balanced(case: Case, rank: int) -> Selections:
     token = rank * case.tokens + np.arange(case.tokens, dtype=np.int64)
     turn = token[:, None] * case.topk + np.arange(case.topk, dtype=np.int64)
-    return _shuffled_experts(case)[turn % case.experts]
+    chosen: Selections = _shuffled_experts(case)[turn % case.experts]
+    return chosen
 
 
 def _skewed(case: Case, rank: int) -> Selections:
@@ -106,7 +107,7 @@ the entries replaced by an earlier entry of the same token.
 
 
 def selections(case: Case, rank: int) -> Selections:
-    """The `topk_idx` of one rank: int64 [tokens, topk], global expert or -1. Raises `CaseError` for an unknown routing."""
+    """The `topk_idx` of one rank: int64 [tokens, topk], global expert or -1. Raises `CaseError` for an unknown name."""
     generator = GENERATORS.get(case.routing)
     if generator is None:
         raise CaseError(f"routing {case.routing!r} is unknown; known are {', '.join(GENERATORS)}")

@@ -1,4 +1,4 @@
-"""The bytes of a phase, counted from the routing alone, and the bandwidth they give. Pure; docs/metrics.md defines them.
+"""The bytes of a phase, counted from the routing alone, and the bandwidth they give. Pure; see docs/metrics.md.
 
 `low latency` counts one row for each (token, expert) selection. `high throughput` counts the six figures of NCCL EP's
 `ep_bench`: send and receive x total, nvl (within the node) and rdma (between nodes). Counts are averaged over ranks.
@@ -44,7 +44,7 @@ def combine_row_bytes(case: Case) -> int:
 
 
 def goes_to_rank(case: Case, topk_idx: Selections) -> npt.NDArray[np.bool_]:
-    """[source rank, token, destination rank]: whether the token has an expert there. topk_idx: [ranks, tokens, topk]."""
+    """[source rank, token, destination rank]: the token has an expert there. topk_idx: [ranks, tokens, topk]."""
     reached = np.zeros((case.ranks, case.tokens, case.ranks), dtype=np.bool_)
     source, token, _ = valid = np.nonzero(topk_idx != MASKED)
     reached[source, token, topk_idx[valid] // case.experts_per_rank] = True
@@ -58,7 +58,10 @@ def logical_bytes(case: Case, topk_idx: Selections) -> dict[Phase, dict[str, flo
     """
     if case.mode == "ll":
         rows = float(np.count_nonzero(topk_idx != MASKED)) / case.ranks
-        return {"dispatch": {"recv": rows * dispatch_row_bytes(case)}, "combine": {"send": rows * combine_row_bytes(case)}}
+        return {
+            "dispatch": {"recv": rows * dispatch_row_bytes(case)},
+            "combine": {"send": rows * combine_row_bytes(case)},
+        }
     to_rank = goes_to_rank(case, topk_idx)
     ranks_per_node = case.ranks // case.nodes
     to_node = to_rank.reshape(case.ranks, case.tokens, case.nodes, ranks_per_node).any(axis=3)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from harness.case import Device
+from harness.environment import hostname
 from harness.errors import WorldError
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ def _launchers(environ: Mapping[str, str]) -> list[_Names]:
 def place(environ: Mapping[str, str]) -> Place:
     """This process's place, from the environment. Pure.
 
-    torchrun's own variables win over those of whatever started torchrun. Open MPI and PMI win over Slurm, under which
-    mpirun may run; where two of them both describe ranks they must agree. Raises `WorldError` naming the variables.
+    torchrun's own variables win over those of whatever started torchrun. RANK set by a script, Open MPI's and PMI's
+    must agree where several are set; they win over Slurm's, under which mpirun may run. Raises `WorldError` naming the
+    variables.
     """
     found = _launchers(environ)
     if not found:
@@ -121,15 +122,7 @@ def place(environ: Mapping[str, str]) -> Place:
     if rank >= size:
         raise WorldError(f"{names.rank} is {rank} but {names.size} is {size}: ranks go from 0 to {size - 1}")
     if "TORCHELASTIC_RUN_ID" not in environ:
-        for other in found[1:]:
-            theirs = environ.get(other.rank), environ.get(other.size)
-            if names is _TORCHRUN and other is _SLURM:
-                continue
-            if theirs != (str(rank), str(size)) and (other is not _SLURM or theirs[1] not in (None, "1")):
-                raise WorldError(
-                    f"{names.launcher} says rank {rank} of {size} ({names.rank}, {names.size}) but {other.launcher} says "
-                    f"rank {theirs[0]} of {theirs[1]} ({other.rank}, {other.size}): unset the ones that are not meant"
-                )
+        _must_agree(environ, names, rank, size, found[1:])
     local_rank, local_size = _local(environ, names, rank, size)
     if not 0 <= local_rank < local_size <= size:
         raise WorldError(
@@ -138,6 +131,17 @@ def place(environ: Mapping[str, str]) -> Place:
         )
     addr, port = _master(environ, names, single=local_size == size)
     return Place(names.launcher, rank, size, local_rank, local_size, addr, port)
+
+
+def _must_agree(environ: Mapping[str, str], names: _Names, rank: int, size: int, others: list[_Names]) -> None:
+    """Raise when two launchers claim this process for different worlds. srun may have started either: not asked."""
+    for other in others:
+        theirs = environ.get(other.rank), environ.get(other.size)
+        if other is not _SLURM and theirs != (str(rank), str(size)):
+            raise WorldError(
+                f"{names.launcher} says rank {rank} of {size} ({names.rank}, {names.size}) but {other.launcher} says "
+                f"rank {theirs[0]} of {theirs[1]} ({other.rank}, {other.size}): unset the ones that are not meant"
+            )
 
 
 def _local(environ: Mapping[str, str], names: _Names, rank: int, size: int) -> tuple[int, int]:
@@ -287,7 +291,7 @@ def join(deadline_s: float = 60.0, *, device: Device = "cpu") -> Iterator[World]
     try:
         control = dist.new_group(timeout=_control_deadline(deadline_s), backend="gloo")
         hosts: list[str] = [""] * where.size
-        dist.all_gather_object(hosts, socket.gethostname(), group=control)
+        dist.all_gather_object(hosts, hostname(), group=control)
         yield World(where, tuple(hosts), deadline_s, control)
         dist.barrier(group=control)
     finally:

@@ -44,7 +44,7 @@ class Received:
     source: int64 [N], rank each row came from. token: int64 [N], its index there.
     expert, slot: int64 [N], `ll` only: local expert, and the row's place in that expert's receive buffer.
     counts: int64 [L], `ll` only: rows per local expert.
-    begin, length: int64 [L, R], `ll` only and None where the library has no such thing: the block of slots of each source.
+    begin, length: int64 [L, R], `ll` only, None where the library has no such thing: the slots of each source.
     topk_idx: int64 [N, K], `ht` only: local expert or -1. topk_weights: float32 [N, K], `ht` only: 0 where -1.
     ordered: the library promises order by source, then token (within an expert for `ll`), and slots in that order.
     """

@@ -123,7 +123,7 @@ def _quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """float8_e4m3fn rows and float32 scales [T, H / 128]: amax over 128 columns, at least 1e-4, over 448."""
     import torch
 
-    blocks = x.float().unflatten(1, (-1, FP8_BLOCK))
+    blocks = x.float().view(len(x), x.shape[1] // FP8_BLOCK, FP8_BLOCK)
     scales = blocks.abs().amax(2).clamp_min(FP8_AMAX_FLOOR) / FP8_MAX
     return (blocks / scales[:, :, None]).flatten(1).to(torch.float8_e4m3fn), scales
 
@@ -250,7 +250,9 @@ class _Ranked:
 
         came = self._exchange.back(self.expert_output)
         total = torch.zeros(self._case.tokens, self._case.hidden)
-        for rows, tokens in zip(came.split(self._sent_counts), self._sent.split(self._sent_counts), strict=True):
+        for rows, tokens in zip(
+            torch.split(came, self._sent_counts), torch.split(self._sent, self._sent_counts), strict=True
+        ):
             total[tokens] += rows.float()
         self.out = total.to(torch.bfloat16)
 
