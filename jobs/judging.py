@@ -1,7 +1,7 @@
 """A measured night is judged: against which baseline, with which floors, and with which exit code.
 
-Called by `jobs.commands.nightly` and the gate; torch-free. The comparison itself is made by `regress_db.verdicts`, which
-is next to read.
+Called by `jobs.commands.nightly` and the gate; torch-free. The comparison itself is made by `regress_db.verdicts`,
+which is next to read.
 """
 
 from __future__ import annotations

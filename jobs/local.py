@@ -1,7 +1,9 @@
 """The cluster `local`: this machine, through submitit's local executor.
 
-The executor has no queue and starts all it is given, so `jobs.nightly` gives it one job at a time. Every process of a
-job inherits a mark in its environment, by which `stop` finds them all, also those whose parents have died.
+The executor has no queue and starts all it is given, so `jobs.nightly` gives it one job at a time. A job is the
+executor's controller, its one task, and the ranks that the task starts. The first two carry a mark in their
+environment, by which `stop` finds them whoever their parent is by then; the ranks die with the task
+(`harness.processes`).
 Next to read: `jobs.work`, which is what runs in the job.
 """
 
@@ -9,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +19,11 @@ import submitit
 from harness import job as jobspec
 from harness.errors import EpwatchError
 from harness.job import JobSpec
+from harness.processes import MARK, kill_marked
 from jobs import work
 from jobs.exclusive import MEASURING_LOCK
 
-MARK = "_EPWATCH_JOB"
 _GRACE_S = 120.0
-_STOP_S = 10.0
 _LOG_TAIL_LINES = 40
 
 
@@ -73,14 +72,11 @@ class LocalJob:
         return True
 
     def stop(self) -> None:
-        """SIGKILL every process that carries the job's mark, until none is left."""
-        deadline = time.monotonic() + _STOP_S
-        while (marked := list(_marked(self._folder))) and time.monotonic() < deadline:
-            for pid in marked:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._job.done()
-            time.sleep(0.02)
+        """SIGKILL what is left of the job. Raises `SubmitError` for a process that will not go."""
+        left = kill_marked(str(self._folder))
+        self._job.done()
+        if left:
+            raise SubmitError(f"processes {', '.join(map(str, left))} of the job in {self._folder} cannot be killed")
 
     def log_tail(self) -> str:
         """The end of what the job's process wrote to stderr."""
@@ -103,13 +99,3 @@ def _environment(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def _marked(folder: Path) -> Iterator[int]:
-    """The processes that carry the mark of the job in `folder`, zombies excepted."""
-    mark = f"{MARK}={folder}".encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    yield int(entry.name)

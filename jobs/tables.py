@@ -107,7 +107,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
         )
     for row in rows:
         table.add_row(*(Text(column.shown(row), style=style_of(column.shown(row))) for column in shown))
-    if console.measure(table).minimum <= console.width:
+    if console.measure(table, options=console.options.update(width=_UNBOUNDED_WIDTH)).minimum <= console.width:
         console.print(table)
         return
     widest = max(len(column.title or "") for column in shown)

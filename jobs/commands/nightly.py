@@ -43,15 +43,17 @@ def nightly(
     Exits 0 when nothing regressed, 1 when something did, 3 when something planned has no valid result, 4 (--strict)
     when something stayed undecided.
     """
+    if no_report and report_path:
+        raise click.UsageError("--report and --no-report exclude each other")
+    from jobs.plan import load
+
+    plan = load(file)
+
     from jobs.judging import SERIES_COLUMNS, judge_planned
     from jobs.nightly import measure_night
     from jobs.places import open_history, spool_folder
-    from jobs.plan import load
     from jobs.progress import progress
 
-    if no_report and report_path:
-        raise click.UsageError("--report and --no-report exclude each other")
-    plan = load(file)
     with open_history(db, plan, create=True) as history:
         _check_baseline(history, plan, baseline)
         total = len(plan.cases) * plan.measure.repeats

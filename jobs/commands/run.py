@@ -61,7 +61,7 @@ COLUMNS: list[Column[MeasuredPhase]] = [
     Column(
         "latency_us",
         _figure(lambda result: result.stats.latency_us),
-        "latency µs [min..max over ranks]",
+        "latency µs [min..max]",
         _latency,
         right=True,
     ),
@@ -178,17 +178,25 @@ def _measure(
 ) -> list[Record]:
     """Measure job by job in this process; the records in the spool, as far as there are any."""
     from harness import record as records
-    from harness.launch import run_job
+    from harness.launch import JobEvent, run_job
     from jobs.exclusive import MEASURING_LOCK, make_folder, measuring
     from jobs.spool import find_records
 
     jobs_folder = Path(DEFAULT_JOBS).absolute()
     make_folder(jobs_folder)
     found: dict[str, Path] = {}
+    done: set[str] = set()
     runs: list[PlannedRun] = [run for job in jobs for run in job.runs]
     with progress(len(runs), "measuring") as update, measuring(jobs_folder / MEASURING_LOCK, wait_s=deadline_s):
+        keys = {run.run_id: run.case.key for run in runs}
+
+        def on_event(event: JobEvent) -> None:
+            if event.run_id in keys and event.kind == "step":
+                update(len(done), keys[event.run_id])
+            elif event.kind == "record":
+                done.add(event.run_id)
+
         for job in jobs:
-            update(len(found), f"{job.runs[0].case.ranks} ranks, {len(job.runs)} cases, repeat {job.repeat + 1}")
             spec = JobSpec(
                 runs=list(job.runs),
                 spool=str(spool),
@@ -197,7 +205,7 @@ def _measure(
                 iters=iters,
                 deadline_s=deadline_s,
             )
-            run_job(spec)
+            run_job(spec, on_event=on_event)
             found |= find_records(job.runs, spool)
-        update(len(found), "done")
+        update(len(done), "done")
     return [records.read(path) for path in found.values()]

@@ -1,0 +1,192 @@
+"""The command line: what it loads, what it says when it is used wrongly, and with which exit code it leaves."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from epwatch_command import clean_environment, epwatch, sentence
+
+from jobs.cli import COMMANDS, LazyGroup, cli, main
+
+HEAVY = {"torch", "sqlalchemy", "numpy", "submitit", "alembic", "plotly"}
+CASE = "ep_core/ll/cpu/r2n1/t8/h256/k2/e4/bf16/exact/uniform@0/phased"
+
+
+def loaded(arguments: list[str], cwd: Path, **environment: str) -> set[str]:
+    """The heavy packages a command leaves loaded."""
+    code = (
+        "import sys, json; from jobs.cli import main; main(json.loads(sys.argv[1]));"
+        f"print('LOADED', *[name for name in {sorted(HEAVY)!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)],
+        cwd=cwd,
+        env=clean_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    from regress_db.history import History
+
+    path = tmp_path / "history.db"
+    History.open(path).close()
+    return path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["nightly", "--help"], []])
+def test_help_and_version_load_nothing_heavy(arguments, tmp_path):
+    assert loaded(arguments, tmp_path) == set()
+
+
+@pytest.mark.parametrize("arguments", [["suites"], ["cases"], ["plan", "check", "no.toml"]])
+def test_what_needs_no_history_loads_none(arguments, tmp_path):
+    assert loaded(arguments, tmp_path) == set()
+
+
+@pytest.mark.parametrize("arguments", [["trend"], ["runs"], ["baseline", "list"], ["collect"]])
+def test_asking_the_history_never_loads_torch(arguments, history, tmp_path):
+    found = loaded([*arguments, "--db", str(history)], tmp_path, EPWATCH_SPOOL=str(tmp_path / "spool"))
+    assert "sqlalchemy" in found
+    assert found.isdisjoint({"torch", "submitit", "plotly"})
+
+
+def test_every_command_is_listed_with_its_own_words():
+    group = cli
+    assert isinstance(group, LazyGroup)
+    for name, entry in COMMANDS.items():
+        command = group.get_command(None, name)
+        assert command is not None
+        assert command.name == name
+        assert command.help
+        assert entry.summary.endswith(".")
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, f"{name} {parameter.opts} has no help"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nope"], "nope"),
+        (["run", "--nope"], "--nope"),
+        (["run", "not-a-key"], "not-a-key"),
+        (["run", CASE.replace("k2", "k9")], "topk is 9"),
+        (["run", CASE.replace("/ll/", "/xx/")], "xx"),
+        (["run", "--suite", "nope"], "cpu-quick"),
+        (["run", "--iters", "1"], "--iters"),
+        (["nightly", "no.toml"], "no.toml"),
+        (["nightly", "no.toml", "--report", "x", "--no-report"], "--no-report"),
+        (["plan", "check", "."], "."),
+        (["trend", "--json", "--csv"], "exclude each other"),
+        (["trend"], "there is no history"),
+        (["show", "abc"], "there is no history"),
+        (["baseline", "set", "x"], "--why"),
+        (["cases", "--suite", "nope"], "canonical-ll"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words, tmp_path):
+    done = epwatch(*arguments, cwd=tmp_path, XDG_DATA_HOME=str(tmp_path / "data"))
+    assert words in sentence(done)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_bad_override_is_a_sentence(tmp_path):
+    done = epwatch("run", CASE, cwd=tmp_path, MSCCLPP_EP_LL_TOKENS="many")
+    assert "MSCCLPP_EP_LL_TOKENS" in sentence(done)
+
+
+def test_the_trace_is_there_for_who_asks(tmp_path):
+    done = epwatch("nightly", "no.toml", cwd=tmp_path, EPWATCH_DEBUG="1")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("epwatch: cannot read the plan")
+
+
+def test_a_history_that_is_none_is_a_sentence(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a database, but long enough to be taken for one at a glance " * 50)
+    assert "notes.txt" in sentence(epwatch("trend", "--db", tmp_path / "notes.txt", cwd=tmp_path))
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    plan = Path(__file__).parents[2] / "examples" / "nightly-cpu.toml"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m jobs plan check {plan} --csv | head -1"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "job,repeat,ranks,case,floor\n"
+    assert done.stderr == ""
+
+
+def test_an_interrupt_leaves_with_130(monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "epwatch: interrupted\n"
+
+
+def test_a_plan_can_be_checked_in_three_forms(tmp_path):
+    plan = Path(__file__).parents[2] / "examples" / "nightly-cpu.toml"
+    document = json.loads(epwatch("plan", "check", plan, "--json", cwd=tmp_path).stdout)
+    rows = list(csv.DictReader(io.StringIO(epwatch("plan", "check", plan, "--csv", cwd=tmp_path).stdout)))
+    table = epwatch("plan", "check", plan, cwd=tmp_path).stdout
+    assert [row["case"] for row in rows] == [run["case"] for run in document["runs"]]
+    assert len(rows) == 25
+    assert all(row["case"] in table for row in rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def on_terminal(arguments: list[str], columns: int, cwd: Path) -> str:
+    """What a command prints on a terminal of this width."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs", *arguments],
+        cwd=cwd,
+        env=clean_environment(TERM="dumb", NO_COLOR="1"),
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        said = b""
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:
+                break
+            said += piece
+        assert process.wait(timeout=30) == 0
+    os.close(ours)
+    return said.decode().replace("\r\n", "\n")
+
+
+def test_a_narrow_terminal_folds_and_cuts_nothing(tmp_path):
+    plan = str(Path(__file__).parents[2] / "examples" / "nightly-cpu.toml")
+    narrow = on_terminal(["plan", "check", plan], 70, tmp_path)
+    assert max(len(line) for line in narrow.splitlines()[:-2]) <= 70
+    tiny = on_terminal(["plan", "check", plan], 30, tmp_path)
+    for shown in (narrow, tiny):
+        assert "…" not in shown
+        assert "repeat0-r4n1" in shown
+    # Too narrow for a table: a block of lines for each row, with nothing folded away.
+    assert "".join(tiny.split()).count("uniform@0/phased") == 25
