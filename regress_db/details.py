@@ -103,7 +103,11 @@ def load_detail(connection: Connection, number: int) -> RunDetail:
         .outerjoin(NightRow, NightRow.id == RunRow.night_id)
         .where(RunRow.id == number)
     ).one()
-    failure = connection.execute(select(*FailureRow.__table__.c).where(FailureRow.run == number)).first()
+    failure = connection.execute(
+        select(FailureRow.step, FailureRow.kind, FailureRow.message, FailureRow.rank, FailureRow.log_tail).where(
+            FailureRow.run == number
+        )
+    ).first()
     checks = connection.execute(
         select(*CheckRow.__table__.c).where(CheckRow.run == number).order_by(CheckRow.position)
     ).all()
@@ -118,7 +122,7 @@ def load_detail(connection: Connection, number: int) -> RunDetail:
         outcome=row.outcome,
         warmup=row.warmup,
         iters=row.iters,
-        failure=failure and FailureDetail(failure.step, failure.kind, failure.message, failure.rank, failure.log_tail),
+        failure=None if failure is None else FailureDetail(*failure),
         checks=tuple(CheckDetail(check.moment, check.passed, check.rows, check.detail) for check in checks),
         ranks_on={host: tuple(ranks) for host, ranks in hosts_of(connection, [number])[number].items()},
         conditions=row.conditions,
