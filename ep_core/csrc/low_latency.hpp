@@ -1,0 +1,137 @@
+// Low latency: per-expert packed receive buffers of fixed size; rows in order of source rank, token, top-k position.
+//
+// Pull. A source stages each token once in its own segment (as it is, or quantised) with its top-k; every receiver reads
+// all sources' top-k, so it knows where each row goes, and gathers rows straight into the caller's tensors.
+// Combine goes the same way: an expert's rank stages rows at [local expert, slot] in its segment, and the source rank
+// reads them and reduces in top-k order.
+//
+// Epochs and halves. Operation e (1, 2, ...) uses half e % 2 of the region. A rank stages epoch e once every peer has
+// published ll_done[e % 2] >= e - 2, so two operations may be in flight: that is what receive hooks need.
+// Progress within an epoch is in the low 16 bits of ll_posted: 1 = post, top-k or layout are there; 1 + n = n chunks of
+// rows are there as well; 0xffff = all are. A chunk is a range of source tokens, the same on every rank.
+//
+// Memory traffic per rank, rows of `row` bytes: dispatch reads and writes T rows to stage, then reads and writes one row
+// for each selection received. Combine reads and writes one row for each selection received from another rank (none with
+// zero copy), then reads K rows and writes one for each token.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "world.hpp"
+
+namespace ep_core {
+
+// Sizes that all ranks must agree on in one operation.
+struct LowLatencySizes {
+  std::int64_t max_tokens;
+  std::int64_t hidden;
+  std::int64_t experts;
+};
+
+struct DispatchInput {
+  LowLatencySizes sizes;
+  const std::uint16_t* x;       // bf16 [tokens, hidden]
+  const std::int64_t* topk;     // [tokens, topk_count], -1 masked
+  std::int64_t tokens;
+  std::int64_t topk_count;
+  bool fp8;
+  bool round_scale;
+};
+
+struct DispatchOutput {
+  std::byte* x;                 // [local experts, ranks * max_tokens, hidden], bf16 or e4m3
+  float* scales;                // storage [local experts, hidden / 128, ranks * max_tokens], or null
+  std::int32_t* src_info;       // [local experts, ranks * max_tokens]
+  std::int64_t* layout_range;   // [local experts, ranks], begin << 32 | count
+  std::int32_t* count;          // [local experts]
+  std::int32_t* stats;          // [local experts], counts are added; or null
+};
+
+struct CombineInput {
+  LowLatencySizes sizes;
+  const std::uint16_t* x;       // bf16 [local experts, ranks * max_tokens, hidden]
+  const std::int64_t* topk;     // [tokens, topk_count]
+  const float* weights;         // [tokens, topk_count]
+  const std::int32_t* src_info;
+  const std::int64_t* layout_range;
+  std::int64_t tokens;
+  std::int64_t topk_count;
+  bool zero_copy;
+};
+
+class LowLatency {
+ public:
+  explicit LowLatency(World& world) : world_(world) {}
+
+  // Bytes of region that sizes need on `ranks` ranks: what num_rdma_bytes must be at least.
+  static std::int64_t size_hint(const LowLatencySizes& sizes, int ranks);
+
+  // The whole operation.
+  void dispatch(const DispatchInput& in, const DispatchOutput& out);
+  void combine(const CombineInput& in, std::uint16_t* out);
+
+  // In two halves: send publishes and returns an epoch; receive(epoch) ends it. Inputs may change in between.
+  std::uint64_t dispatch_send(const DispatchInput& in);
+  void dispatch_receive(std::uint64_t epoch, const DispatchOutput& out);
+  std::uint64_t combine_send(const CombineInput& in);
+  void combine_receive(std::uint64_t epoch, std::uint16_t* out);
+
+  // Where the next operation, if it is a combine with zero copy, expects its rows: [local experts, slots, hidden] bf16.
+  std::uint16_t* next_combine_buffer(const LowLatencySizes& sizes);
+
+  // Throws WrongArgument when sizes do not fit the region.
+  void check_fits(const LowLatencySizes& sizes) const;
+
+ private:
+  struct Layout;
+  struct Pending {
+    Phase phase{};
+    std::uint64_t epoch = 0;  // 0: none
+    LowLatencySizes sizes{};
+    const std::uint16_t* own_rows = nullptr;  // where this rank's own rows are: the caller's memory, or null: staged
+    bool fp8 = false;
+    std::int64_t tokens = 0;
+    std::int64_t topk_count = 0;
+    std::vector<std::int64_t> topk;
+    std::vector<float> weights;
+  };
+
+  Layout layout(const LowLatencySizes& sizes) const;
+  std::byte* half(int rank, std::uint64_t epoch) const;
+  std::uint64_t begin(Phase phase);
+  void publish(std::uint64_t epoch, std::uint64_t progress) const;
+  bool peer_at(int peer, std::uint64_t epoch, std::uint64_t progress) const;
+  void check_peers(const Pending& op);
+  void finish(Pending& op);
+  void check_topk(const LowLatencySizes& sizes, const std::int64_t* topk, std::int64_t tokens, std::int64_t topk_count,
+                  bool dispatching);
+  void check_handle(const CombineInput& in, bool& sorted) const;
+  Pending& pending(std::uint64_t epoch, Phase phase);
+
+  Pending& stage_dispatch(const DispatchInput& in, bool hooked);
+  void receive_dispatch(Pending& op, const DispatchOutput& out);
+  // Stages; unless hooked, reduces tokens into `out` as soon as their rows are there.
+  Pending& stage_combine(const CombineInput& in, bool hooked, std::uint16_t* out);
+  bool try_index(Pending& op);
+  void build_index(Pending& op);
+  void reduce(const Pending& op, std::int64_t begin, std::int64_t end, std::uint16_t* out) const;
+  void receive_combine(Pending& op, std::uint16_t* out);
+
+  World& world_;
+  std::uint64_t epoch_ = 0;
+  std::uint64_t offered_ = 0;  // epoch for which next_combine_buffer was given out
+  Pending pending_[2];
+
+  // Scratch, kept between operations.
+  std::vector<std::int32_t> selections_;            // [experts]
+  std::vector<std::int32_t> counts_;                // [local experts, ranks]
+  std::vector<std::int32_t> cursor_;                // [local experts, ranks]
+  std::vector<const float*> scale_rows_;            // one per received row, by expert
+  std::vector<const std::uint16_t*> rows_;          // [tokens, topk]
+  bool indexed_ = false;
+  std::int64_t reduced_ = 0;                        // tokens of the current combine that are in `out`
+};
+
+}  // namespace ep_core

@@ -1,0 +1,213 @@
+// The Python binding, ep_core._host. Torch-free: addresses come as integers, shapes and sizes as numbers; ep_core/host.py
+// has checked them. Every call gives up the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <memory>
+#include <system_error>
+#include <tuple>
+
+#include "guard.hpp"
+#include "kernels.hpp"
+#include "low_latency.hpp"
+#include "world.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace ep_core {
+namespace {
+
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Token token_of(const nb::bytes& bytes) {
+  Token token{};
+  if (bytes.size() != token.size()) throw WrongArgument("token: wanted 16 bytes");
+  std::memcpy(token.data(), bytes.c_str(), token.size());
+  return token;
+}
+
+void check_signals() {
+  const nb::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+// One buffer on one rank.
+struct Host {
+  World world;
+  LowLatency low_latency{world};
+
+  Host(int rank, int ranks, std::int64_t nvl_bytes, std::int64_t rdma_bytes, double timeout_s, const nb::bytes& token)
+      : world(rank, ranks, nvl_bytes, rdma_bytes, timeout_s, token_of(token), check_signals) {}
+
+  void connect(const std::vector<std::tuple<int, int, nb::bytes>>& peers) {
+    std::vector<PeerAddress> addresses;
+    addresses.reserve(peers.size());
+    for (const auto& [pid, fd, token] : peers) addresses.push_back({pid, fd, token_of(token)});
+    const nb::gil_scoped_release release;
+    world.connect(addresses);
+  }
+};
+
+DispatchInput dispatch_input(std::uintptr_t x, std::uintptr_t topk, std::int64_t tokens, std::int64_t topk_count,
+                             std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool fp8,
+                             bool round_scale) {
+  return {{max_tokens, hidden, experts}, at<const std::uint16_t>(x), at<const std::int64_t>(topk), tokens, topk_count,
+          fp8, round_scale};
+}
+
+DispatchOutput dispatch_output(std::uintptr_t x, std::uintptr_t scales, std::uintptr_t src_info,
+                               std::uintptr_t layout_range, std::uintptr_t count, std::uintptr_t stats) {
+  return {at<std::byte>(x),           at<float>(scales),      at<std::int32_t>(src_info),
+          at<std::int64_t>(layout_range), at<std::int32_t>(count), at<std::int32_t>(stats)};
+}
+
+CombineInput combine_input(std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::uintptr_t src_info,
+                           std::uintptr_t layout_range, std::int64_t tokens, std::int64_t topk_count,
+                           std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool zero_copy) {
+  return {{max_tokens, hidden, experts},
+          at<const std::uint16_t>(x),
+          at<const std::int64_t>(topk),
+          at<const float>(weights),
+          at<const std::int32_t>(src_info),
+          at<const std::int64_t>(layout_range),
+          tokens,
+          topk_count,
+          zero_copy};
+}
+
+// The rows of the next zero-copy combine, as bytes; the array keeps the mapping alive.
+nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> next_combine_buffer(Host& host, std::int64_t max_tokens,
+                                                                      std::int64_t hidden, std::int64_t experts) {
+  std::uint16_t* rows = nullptr;
+  {
+    const nb::gil_scoped_release release;
+    rows = host.low_latency.next_combine_buffer({max_tokens, hidden, experts});
+  }
+  auto keep = std::make_unique<std::shared_ptr<Mapping>>(host.world.own_mapping());
+  nb::capsule owner(keep.get(), [](void* held) noexcept { delete static_cast<std::shared_ptr<Mapping>*>(held); });
+  keep.release();
+  const auto bytes = static_cast<std::size_t>(experts * max_tokens * hidden) * sizeof(std::uint16_t);
+  return {reinterpret_cast<std::uint8_t*>(rows), {bytes}, owner};
+}
+
+void raise_timeout(const PeersMissing& error) {
+  const nb::object type = nb::module_::import_("ep_core.errors").attr("EPTimeoutError");
+  nb::list missing;
+  nb::list exited;
+  for (const int rank : error.missing) missing.append(rank);
+  for (const int rank : error.exited) exited.append(rank);
+  const nb::object value = type(error.phase.c_str(), error.rank, missing, error.waited_s, exited);
+  PyErr_SetObject(type.ptr(), value.ptr());
+}
+
+void translate(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const PeersMissing& error) {
+    raise_timeout(error);
+  } catch (const WrongArgument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::system_error& error) {
+    PyErr_SetString(PyExc_OSError, error.what());
+  }
+}
+
+const char* compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+}  // namespace
+}  // namespace ep_core
+
+NB_MODULE(_host, m) {
+  using namespace ep_core;
+  const auto release = nb::call_guard<nb::gil_scoped_release>();
+
+  nb::register_exception_translator(translate);
+  m.attr("COMPILER") = compiler();
+  m.attr("ISAS_BUILT") = built_isas();
+  m.attr("ISA") = kernels().isa;
+  m.attr("MAX_RANKS") = kMaxRanks;
+  m.attr("MAX_TOPK") = kMaxTopk;
+  m.attr("MAX_EXPERTS") = kMaxExperts;
+  m.def("low_latency_size_hint", [](std::int64_t max_tokens, std::int64_t hidden, int ranks, std::int64_t experts) {
+    return LowLatency::size_hint({max_tokens, hidden, experts}, ranks);
+  });
+
+  nb::class_<Host>(m, "Host")
+      .def(nb::init<int, int, std::int64_t, std::int64_t, double, const nb::bytes&>(), "rank"_a, "ranks"_a,
+           "nvl_bytes"_a, "rdma_bytes"_a, "timeout_s"_a, "token"_a)
+      .def_prop_ro("fd", [](const Host& host) { return host.world.fd(); })
+      .def("connect", &Host::connect, "peers"_a)
+      .def("destroy", [](Host& host) { host.world.destroy(); })
+      .def("check_low_latency_fits",
+           [](const Host& host, std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts) {
+             host.low_latency.check_fits({max_tokens, hidden, experts});
+           })
+      .def(
+          "ll_dispatch",
+          [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::int64_t tokens, std::int64_t topk_count,
+             std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool fp8, bool round_scale,
+             std::uintptr_t out_x, std::uintptr_t out_scales, std::uintptr_t out_src_info,
+             std::uintptr_t out_layout_range, std::uintptr_t out_count, std::uintptr_t stats) {
+            host.low_latency.dispatch(
+                dispatch_input(x, topk, tokens, topk_count, max_tokens, hidden, experts, fp8, round_scale),
+                dispatch_output(out_x, out_scales, out_src_info, out_layout_range, out_count, stats));
+          },
+          release)
+      .def(
+          "ll_dispatch_send",
+          [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::int64_t tokens, std::int64_t topk_count,
+             std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool fp8, bool round_scale) {
+            return host.low_latency.dispatch_send(
+                dispatch_input(x, topk, tokens, topk_count, max_tokens, hidden, experts, fp8, round_scale));
+          },
+          release)
+      .def(
+          "ll_dispatch_receive",
+          [](Host& host, std::uint64_t epoch, std::uintptr_t out_x, std::uintptr_t out_scales,
+             std::uintptr_t out_src_info, std::uintptr_t out_layout_range, std::uintptr_t out_count,
+             std::uintptr_t stats) {
+            host.low_latency.dispatch_receive(
+                epoch, dispatch_output(out_x, out_scales, out_src_info, out_layout_range, out_count, stats));
+          },
+          release)
+      .def(
+          "ll_combine",
+          [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::uintptr_t src_info,
+             std::uintptr_t layout_range, std::int64_t tokens, std::int64_t topk_count, std::int64_t max_tokens,
+             std::int64_t hidden, std::int64_t experts, bool zero_copy, std::uintptr_t out) {
+            host.low_latency.combine(combine_input(x, topk, weights, src_info, layout_range, tokens, topk_count,
+                                                   max_tokens, hidden, experts, zero_copy),
+                                     at<std::uint16_t>(out));
+          },
+          release)
+      .def(
+          "ll_combine_send",
+          [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::uintptr_t src_info,
+             std::uintptr_t layout_range, std::int64_t tokens, std::int64_t topk_count, std::int64_t max_tokens,
+             std::int64_t hidden, std::int64_t experts, bool zero_copy) {
+            return host.low_latency.combine_send(combine_input(x, topk, weights, src_info, layout_range, tokens,
+                                                               topk_count, max_tokens, hidden, experts, zero_copy));
+          },
+          release)
+      .def(
+          "ll_combine_receive",
+          [](Host& host, std::uint64_t epoch, std::uintptr_t out) {
+            host.low_latency.combine_receive(epoch, at<std::uint16_t>(out));
+          },
+          release)
+      .def("ll_next_combine_buffer", &next_combine_buffer);
+}

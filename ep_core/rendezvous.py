@@ -1,0 +1,139 @@
+"""How ranks find each other's segments: addresses through the process group's store, always with a deadline.
+
+A collective would not do: it cannot say which rank is missing. Each rank puts its address under its own key and polls
+for the others', so a missing rank is named. Called by `ep_core.host`. Next to read: `ep_core/csrc/world.hpp`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch.distributed as dist
+
+from ep_core.errors import EPTimeoutError
+
+_POLL_S = 0.002
+_MOST_POLL_S = 0.05
+_made: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a rank's segment is found, and what must be equal to reach it."""
+
+    pid: int
+    fd: int
+    token: str
+    boot_id: str
+    pid_namespace: int
+    host: str
+
+    @classmethod
+    def of_this_process(cls, fd: int, token: str) -> Address:
+        """The address of file descriptor `fd` here."""
+        return cls(
+            pid=os.getpid(),
+            fd=fd,
+            token=token,
+            boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            pid_namespace=Path("/proc/self/ns/pid").stat().st_ino,
+            host=os.uname().nodename,
+        )
+
+    def check_reachable(self, rank: int, mine: Address) -> None:
+        """Raise `ValueError` when `rank`, which lives here, cannot share memory with this process (`mine`)."""
+        if self.boot_id != mine.boot_id:
+            raise ValueError(
+                f"rank {rank} runs on {self.host}, this rank on {mine.host}: the host engine joins ranks of one machine"
+            )
+        if self.pid_namespace != mine.pid_namespace:
+            raise ValueError(
+                f"rank {rank} runs in another container (PID namespace {self.pid_namespace}, here "
+                f"{mine.pid_namespace}): run all ranks of a machine in one container, or share the PID namespace"
+            )
+
+
+def next_name(group: dist.ProcessGroup) -> str:
+    """The name of the next buffer of `group`: the same on every rank, as all make their buffers in the same order."""
+    _made[group] = _made.get(group, 0) + 1
+    return f"ep_core/buffer{_made[group]}"
+
+
+def _store(group: dist.ProcessGroup) -> dist.Store:
+    if hasattr(group, "get_group_store"):
+        return group.get_group_store()
+    return dist.distributed_c10d._get_process_group_store(group)
+
+
+def forget(group: dist.ProcessGroup, name: str) -> None:
+    """Remove this rank's address from the store, once every rank has mapped it."""
+    if group.size() > 1:
+        _store(group).delete_key(f"{name}/{group.rank()}")
+
+
+def exchange(group: dist.ProcessGroup, name: str, address: Address, timeout_s: float) -> list[Address]:
+    """The addresses of all ranks of `group`, in rank order.
+
+    Raises `EPTimeoutError` that names the ranks whose address did not come within `timeout_s` seconds.
+    """
+    rank, ranks = group.rank(), group.size()
+    found: dict[int, Address] = {rank: address}
+    if ranks == 1:
+        return [address]
+    deadline = time.monotonic() + timeout_s
+    stop = threading.Event()
+
+    def talk() -> None:
+        store = _store(group)
+        store.set(f"{name}/{rank}", json.dumps(asdict(address)))
+        pause = _POLL_S
+        while len(found) < ranks and not stop.is_set():
+            before = len(found)
+            for peer in range(ranks):
+                if peer not in found and store.check([f"{name}/{peer}"]):
+                    found[peer] = Address(**json.loads(store.get(f"{name}/{peer}")))
+            pause = _POLL_S if len(found) > before else min(2 * pause, _MOST_POLL_S)
+            stop.wait(0 if len(found) == ranks else pause)
+
+    started = time.monotonic()
+    try:
+        _within(deadline, talk)
+    except (TimeoutError, RuntimeError) as error:
+        missing = [peer for peer in range(ranks) if peer not in found]
+        why = "" if isinstance(error, TimeoutError) else f"the process group's store failed: {error}"
+        raise EPTimeoutError("construction", rank, missing, time.monotonic() - started, why=why) from None
+    finally:
+        stop.set()
+    return [found[peer] for peer in range(ranks)]
+
+
+def _within(deadline: float, talk: Callable[[], None]) -> None:
+    """Run `talk` beside this thread until `deadline` (monotonic seconds), so that a store that hangs holds up nobody.
+
+    Raises what `talk` raised, or `TimeoutError`.
+    """
+    ended: queue.Queue[BaseException | None] = queue.Queue()
+
+    def run() -> None:
+        try:
+            talk()
+        except BaseException as error:
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    threading.Thread(target=run, name="ep_core-rendezvous", daemon=True).start()
+    try:
+        error = ended.get(timeout=max(deadline - time.monotonic(), 0.001))
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
