@@ -26,6 +26,7 @@ FP8_LEAST_EXPONENT = -6
 SCALE_TOLERANCE = 1e-6
 POISON_INTEGER = -7777777
 _FACTOR_EXPONENTS = 16
+_CACHED_ROWS = 32
 
 
 def poison(tensor: torch.Tensor) -> None:
@@ -214,13 +215,13 @@ def _fp8_differs(received: Received, rows: torch.Tensor, wanted: torch.Tensor) -
             f"the scale of received row {int(rows[at])}, block {block}, is {scales[at, block].item()}, wanted "
             f"{expected[at, block].item()} (amax / 448, amax at least 1e-4)"
         )
-    scaled = wanted.double() / scales.double().repeat_interleave(FP8_BLOCK, 1)
+    scaled = wanted.float() / scales.repeat_interleave(FP8_BLOCK, 1)
     exponent = torch.frexp(scaled).exponent.sub(1).clamp_min(FP8_LEAST_EXPONENT)
     exponent[scaled == 0] = FP8_LEAST_EXPONENT
-    half_step = torch.ldexp(torch.ones_like(scaled), exponent - FP8_MANTISSA_BITS - 1)
-    # The quotient is rounded twice on its way (to float32, to e4m3): allow for the first.
+    half_step = torch.ldexp(torch.ones(()), exponent - FP8_MANTISSA_BITS - 1)
+    # The quotient itself is rounded to float32 before it is rounded to e4m3, here and there.
     allowed = half_step + scaled.abs() * SCALE_TOLERANCE
-    return ~((received.x[rows].double() - scaled).abs() <= allowed)
+    return ~((received.x[rows].float() - scaled).abs() <= allowed)
 
 
 def expert_output(case: Case, rank: int, received: Received) -> torch.Tensor:
@@ -237,7 +238,7 @@ def expert_output(case: Case, rank: int, received: Received) -> torch.Tensor:
     if received.topk_idx is None or received.topk_weights is None:
         raise WrongAnswer("the backend described its rows without topk_idx or topk_weights, which mode ht needs")
     local = received.topk_idx.to(torch.int64)
-    return _weighted(rows, torch.where(local >= 0, local + first, -1), received.topk_weights).to(torch.bfloat16)
+    return _weighted(rows, torch.where(local >= 0, local + first, -1), received.topk_weights)
 
 
 def _originals(case: Case, received: Received) -> torch.Tensor:
@@ -249,14 +250,21 @@ def _originals(case: Case, received: Received) -> torch.Tensor:
 
 
 def _weighted(x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-    """float32 [N, H]: sum in top-k order of weight * bf16(x * factor), product and sum rounded apart, -1 skipped."""
-    total = torch.zeros(x.shape, dtype=torch.float32)
-    rows = x.float()
-    for column in range(topk_idx.shape[1]):
-        chosen = torch.nonzero(topk_idx[:, column] >= 0).flatten()
-        output = rows[chosen] * expert_factor(topk_idx[chosen, column])[:, None]
-        total[chosen] += output.to(torch.bfloat16).float() * topk_weights[chosen, column, None]
-    return total
+    """bf16 [N, H]: sum in float32 in top-k order of weight * (x * factor), -1 skipped, rounded once.
+
+    Product and sum are rounded apart. A factor is a power of two, so that scaling the weight instead of the row gives
+    the same bits; a skipped entry adds a zero, which changes no sum that began at +0.
+    """
+    result = torch.empty(x.shape, dtype=torch.bfloat16)
+    scale = torch.where(topk_idx >= 0, topk_weights * expert_factor(topk_idx.clamp_min(0)), 0.0)
+    for first in range(0, len(x), _CACHED_ROWS):
+        block = slice(first, first + _CACHED_ROWS)
+        rows = x[block].float()
+        total, product = torch.zeros_like(rows), torch.empty_like(rows)
+        for column in range(topk_idx.shape[1]):
+            total += torch.mul(rows, scale[block, column, None], out=product)
+        result[block] = total
+    return result
 
 
 def expected_combine(case: Case, rank: int) -> torch.Tensor:
@@ -269,11 +277,12 @@ def expected_combine(case: Case, rank: int) -> torch.Tensor:
     topk_idx = torch.from_numpy(routing.selections(case, rank))
     topk_weights = torch.from_numpy(routing.weights(case, rank))
     if case.combine == "exact":
-        return _weighted(x, topk_idx, topk_weights).to(torch.bfloat16)
+        return _weighted(x, topk_idx, topk_weights)
     total = torch.zeros(x.shape, dtype=torch.float32)
     for peer in range(case.ranks):
         there = torch.where(topk_idx // case.experts_per_rank == peer, topk_idx, -1)
-        total += _weighted(x, there, topk_weights).to(torch.bfloat16).float()
+        rows = torch.nonzero((there >= 0).any(1)).flatten()
+        total[rows] += _weighted(x[rows], there[rows], topk_weights[rows]).float()
     return total.to(torch.bfloat16)
 
 

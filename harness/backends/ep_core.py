@@ -1,0 +1,247 @@
+"""epwatch's own extension, `ep_core.Buffer`, under measurement.
+
+`ll`: `low_latency_dispatch` and `low_latency_combine` with every output handed in. `ht`: `get_dispatch_layout` and
+`dispatch` timed together as dispatch, then `combine`; what the operations return is as large as what arrived, so they
+allocate it. EPWATCH_INJECT_DELAY_US, the fault for drills, makes every combine sleep that long inside the timed region;
+the record's notes say so. Imports torch and ep_core only when used. Next to read: `ep_core.buffer`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness import overrides
+from harness.backends.base import Received, Setup
+from harness.case import FP8_BLOCK, Case, Phase
+
+if TYPE_CHECKING:
+    import torch
+
+
+class EpCoreBackend:
+    """`ep_core.Buffer` on CPU tensors; see the module."""
+
+    name: ClassVar[str] = "ep_core"
+
+    @classmethod
+    def availability(cls) -> str | None:
+        """None when the compiled extension can be imported, else why not."""
+        try:
+            import ep_core.buffer  # noqa: F401
+        except ImportError as error:
+            return f"the extension cannot be imported ({error}); `python -m ep_core` says more"
+        return None
+
+    @classmethod
+    def supports(cls, case: Case) -> str | None:
+        """CPU; `ll` in bf16 or fp8 with combine exact, `ht` in bf16; one node."""
+        if case.device != "cpu":
+            return f"its engine for {case.device} tensors is not in this version"
+        if case.nodes != 1:
+            return "its ranks must share one machine's memory"
+        if case.mode == "ll" and case.combine != "exact":
+            return "in mode ll its combine is exact"
+        if case.mode == "ht" and case.dtype != "bf16":
+            return "in mode ht it is measured with bf16 only"
+        return None
+
+    def setup(self, given: Setup) -> None:
+        """Make the buffer and, for `ll`, every output. Raises `CaseError` for a bad EPWATCH_INJECT_DELAY_US."""
+        self._delay_us = overrides.injected_delay_us(os.environ)
+        self._engine: _LowLatency | _HighThroughput = (
+            _LowLatency(given) if given.case.mode == "ll" else _HighThroughput(given)
+        )
+
+    def dispatch(self) -> None:
+        """Layout (`ht`) and dispatch."""
+        self._engine.dispatch()
+
+    def combine(self) -> None:
+        """Combine, after the injected delay where there is one."""
+        if self._delay_us:
+            time.sleep(self._delay_us * 1e-6)
+        self._engine.combine()
+
+    def scratch(self) -> Sequence[torch.Tensor]:
+        """Every output; for `ht` those of the last call, whose memory the next one may be given again."""
+        return self._engine.scratch()
+
+    def received(self) -> Received:
+        """The rows, with source and token as the handle says."""
+        return self._engine.received()
+
+    def give(self, expert_output: torch.Tensor) -> None:
+        """Put the experts' outputs into the slots of their rows."""
+        self._engine.give(expert_output)
+
+    def combined(self) -> torch.Tensor:
+        """The last combine's result: bf16 [T, H]."""
+        return self._engine.out
+
+    def wire_bytes(self) -> dict[Phase, float] | None:
+        """None: rows are read in place from shared memory, so there is no link whose bytes could be counted."""
+        return None
+
+    def notes(self) -> list[str]:
+        """The injected delay, where there is one."""
+        if not self._delay_us:
+            return []
+        return [f"{overrides.INJECT_DELAY}={self._delay_us:g}: every combine slept that long, a fault for drills"]
+
+    def close(self) -> None:
+        """Destroy the buffer; drop the tensors."""
+        engine = self.__dict__.pop("_engine", None)
+        if engine is not None:
+            engine.close()
+        self.__dict__.clear()
+
+
+class _LowLatency:
+    """Packed receive buffers [L, S, H] with S = R * Tmax slots per local expert, allocated once."""
+
+    def __init__(self, given: Setup) -> None:
+        import torch
+
+        from ep_core import Buffer
+
+        case = self._case = given.case
+        self._inputs = given.inputs
+        self._max_tokens = max(case.tokens, 1)
+        self._buffer = Buffer(
+            given.group,
+            num_rdma_bytes=Buffer.get_low_latency_rdma_size_hint(
+                self._max_tokens, case.hidden, case.ranks, case.experts
+            ),
+            low_latency_mode=True,
+            timeout_s=given.deadline_s,
+        )
+        local, slots = case.experts_per_rank, case.ranks * self._max_tokens
+        fp8 = case.dtype == "fp8"
+        self._x = torch.empty(local, slots, case.hidden, dtype=torch.float8_e4m3fn if fp8 else torch.bfloat16)
+        self._scales = torch.empty(local, case.hidden // FP8_BLOCK, slots).transpose(1, 2) if fp8 else None
+        self._src_info = torch.empty(local, slots, dtype=torch.int32)
+        self._layout_range = torch.empty(local, case.ranks, dtype=torch.int64)
+        self._count = torch.empty(local, dtype=torch.int32)
+        self._expert_output = torch.zeros(local, slots, case.hidden, dtype=torch.bfloat16)
+        self.out = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
+        self._handle: Any = None
+
+    def scratch(self) -> list[torch.Tensor]:
+        made = (self._x, self._scales, self._src_info, self._layout_range, self._count, self._expert_output, self.out)
+        return [tensor for tensor in made if tensor is not None]
+
+    def dispatch(self) -> None:
+        self._handle = self._buffer.low_latency_dispatch(
+            self._inputs.x,
+            self._inputs.topk_idx,
+            self._max_tokens,
+            self._case.experts,
+            use_fp8=self._scales is not None,
+            out_packed_recv_x=self._x,
+            out_packed_recv_x_scales=self._scales,
+            out_src_info=self._src_info,
+            out_layout_range=self._layout_range,
+            out_count=self._count,
+        )[2]
+
+    def combine(self) -> None:
+        self._buffer.low_latency_combine(
+            self._expert_output, self._inputs.topk_idx, self._inputs.topk_weights, self._handle, out=self.out
+        )
+
+    def received(self) -> Received:
+        import torch
+
+        slots = self._src_info.shape[1]
+        in_use = torch.arange(slots) < self._count[:, None]
+        self._expert, self._slot = torch.nonzero(in_use, as_tuple=True)
+        begin, length = self._layout_range >> 32, self._layout_range & 0xFFFFFFFF
+        # A slot's source is the block it lies in; -1 where it lies in none.
+        position = self._slot[:, None]
+        inside = (position >= begin[self._expert]) & (position < (begin + length)[self._expert])
+        source = torch.where(inside.any(1), inside.to(torch.int8).argmax(1), -1)
+        rows = self._x.view(torch.uint8) if self._scales is not None else self._x
+        return Received(
+            x=rows[self._expert, self._slot].view(self._x.dtype),
+            scales=None if self._scales is None else self._scales[self._expert, self._slot],
+            source=source,
+            token=self._src_info[self._expert, self._slot].to(torch.int64),
+            expert=self._expert,
+            slot=self._slot,
+            counts=self._count,
+            begin=begin,
+            length=length,
+            ordered=True,
+        )
+
+    def give(self, expert_output: torch.Tensor) -> None:
+        self._expert_output[self._expert, self._slot] = expert_output
+
+    def close(self) -> None:
+        self._buffer.destroy()
+
+
+class _HighThroughput:
+    """One row per (token, destination rank); sizes known only when it has arrived."""
+
+    def __init__(self, given: Setup) -> None:
+        import torch
+
+        from ep_core import Buffer
+
+        case = self._case = given.case
+        self._inputs, self._rank = given.inputs, given.rank
+        row_bytes = case.hidden * torch.bfloat16.itemsize
+        configs = (Buffer.get_dispatch_config(case.ranks), Buffer.get_combine_config(case.ranks))
+        ring_bytes = max(config.get_nvl_buffer_size_hint(row_bytes, case.ranks) for config in configs)
+        self._buffer = Buffer(given.group, num_nvl_bytes=ring_bytes, timeout_s=given.deadline_s)
+        self._expert_output = torch.empty(0)
+        self.out = torch.empty(0)
+        self._rows = self._topk_idx = self._topk_weights = torch.empty(0)
+        self._handle: Any = None
+
+    def scratch(self) -> list[torch.Tensor]:
+        made = (self._rows, self._topk_idx, self._topk_weights, self._expert_output, self.out)
+        return [tensor for tensor in made if tensor.numel()]
+
+    def dispatch(self) -> None:
+        inputs = self._inputs
+        per_rank, per_node, per_expert, in_rank, _ = self._buffer.get_dispatch_layout(
+            inputs.topk_idx, self._case.experts
+        )
+        self._rows, self._topk_idx, self._topk_weights, _, self._handle, _ = self._buffer.dispatch(
+            inputs.x,
+            num_tokens_per_rank=per_rank,
+            num_tokens_per_rdma_rank=per_node,
+            is_token_in_rank=in_rank,
+            num_tokens_per_expert=per_expert,
+            topk_idx=inputs.topk_idx,
+            topk_weights=inputs.topk_weights,
+        )
+
+    def combine(self) -> None:
+        self.out = self._buffer.combine(self._expert_output, self._handle)[0]
+
+    def received(self) -> Received:
+        import torch
+
+        rank_prefix, source_token = self._handle[0], self._handle[3]
+        ends = rank_prefix[:, self._rank].to(torch.int64)
+        lengths = torch.diff(ends, prepend=ends.new_zeros(1))
+        return Received(
+            x=self._rows,
+            source=torch.arange(self._case.ranks).repeat_interleave(lengths),
+            token=source_token.to(torch.int64),
+            topk_idx=self._topk_idx,
+            topk_weights=self._topk_weights,
+            ordered=True,
+        )
+
+    def give(self, expert_output: torch.Tensor) -> None:
+        self._expert_output = expert_output
+
+    def close(self) -> None:
+        self._buffer.destroy()
