@@ -121,7 +121,6 @@ class Gate:
 
     def _decide(self) -> GateSetup:
         """What is judged, from the options and the history. Raises `EpwatchError`."""
-        from jobs.judging import latest_series
         from jobs.plan import load, plan_of_cases
 
         option = self._config.getoption
@@ -136,16 +135,23 @@ class Gate:
             plan_file.write_text(plan_of_cases(DEFAULT_SUITE, SUITES[DEFAULT_SUITE], SUITE_FLOOR), encoding="utf-8")
             plan_path = str(plan_file)
         plan = load(Path(plan_path)) if plan_path else None
-        series: tuple[tuple[str, str], ...]
+        series: list[tuple[str, str]]
         if measure:
             assert plan is not None
             from harness.case import PHASES
 
-            series = tuple((planned.case.key, phase) for planned in plan.cases for phase in PHASES)
+            series = [(planned.case.key, phase) for planned in plan.cases for phase in PHASES]
         else:
-            night, series = latest_series(option("--epwatch-db") or None, plan, night or None)
+            from jobs.judging import settle_night
+            from jobs.places import open_history
+
+            with open_history(option("--epwatch-db") or None, plan) as history:
+                found = settle_night(history, plan, night or None, option("--epwatch-baseline") or None)
+            night, series = found.night, sorted({(one.case, one.phase) for one in found.series})
+            if not series:
+                raise EpwatchError(f"night {night} planned nothing: there is nothing to judge")
         return GateSetup(
-            series=series,
+            series=tuple(series),
             night=night,
             plan=plan_path,
             db=option("--epwatch-db"),
@@ -198,16 +204,19 @@ class Gate:
     def verdict(self, series: tuple[str, str]) -> SeriesVerdict:
         """The verdict on a series; measures and judges first where that has not been done. Raises `GateFailure`."""
         if self._judged is None:
-            from jobs.judging import judge_again
+            from jobs.places import open_history
+            from jobs.plan import load
+            from regress_db.verdicts import stored_verdict
 
             night = self.setup.night or self._measured()
+            plan = load(Path(self.setup.plan)) if self.setup.plan else None
             try:
-                verdicts = judge_again(
-                    self.setup.db or None, night, plan=self.setup.plan or None, baseline=self.setup.baseline or None
-                )
+                with open_history(self.setup.db or None, plan) as history:
+                    verdicts = stored_verdict(history, night).series
             except EpwatchError as error:
                 raise GateFailure(str(error)) from None
-            self._judged = {(one.case, one.phase): one for one in verdicts}
+            # Worst first: where a case ran on several platforms, the worst of its verdicts counts.
+            self._judged = {(one.case, one.phase): one for one in reversed(verdicts)}
         found = self._judged.get(series)
         if found is None:
             raise GateFailure(f"{series[1]} of {series[0]} has no verdict")

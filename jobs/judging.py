@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.plan import Plan
+from jobs.plan import DEFAULT_FLOOR, Plan
 from jobs.tables import Column, change, number
 
 if TYPE_CHECKING:
@@ -63,6 +63,52 @@ def judge_planned(
         return Judged(verdict, made, strict or plan.verdict.strict)
     verdict = judge_night(history, night, baseline=name, floor=plan.floors)
     return Judged(verdict, None, strict or plan.verdict.strict)
+
+
+def settle_night(history: History, plan: Plan | None, night: str | None, baseline: str | None) -> NightVerdict:
+    """The verdict on a night that was measured before: the one that stands, or a new one where it does not answer.
+
+    night: its id; None for the newest (of the plan, where one is given). baseline: to judge against, else the plan's,
+    else the one the night was judged against. A new verdict, because the night was never judged, or against another
+    baseline or with other floors than the plan's, is kept in place of the old one. Raises `EpwatchError` where there is
+    no night or nothing to judge it against.
+    """
+    from regress_db.errors import NotFoundError
+    from regress_db.queries import nights
+    from regress_db.verdicts import judge_night, stored_verdict
+
+    if night is None:
+        known = [line.night for line in nights(history) if plan is None or line.plan == plan.name]
+        if not known:
+            of_plan = "" if plan is None else f" of plan {plan.name}"
+            raise NotFoundError(f"the history {history.where} has no night{of_plan}: run `epwatch nightly` first")
+        night = known[0]
+    try:
+        standing: NightVerdict | None = stored_verdict(history, night)
+    except NotFoundError:
+        standing = None
+    wanted = baseline or (plan.baseline_name if plan else None) or (standing.baseline if standing else None)
+    if wanted is None:
+        raise NotFoundError(f"night {night} was judged against no baseline: name one, or the plan that has one")
+    _refuse_own_runs(history, night, wanted)
+    floors: dict[str, float] = {one.case: one.floor for one in standing.series} if standing else {}
+    if plan is not None:
+        floors = plan.floors
+    if standing and standing.baseline == wanted and all(floors.get(one.case) == one.floor for one in standing.series):
+        return standing
+    return judge_night(history, night, baseline=wanted, floor={"": DEFAULT_FLOOR, **floors})
+
+
+def _refuse_own_runs(history: History, night: str, baseline: str) -> None:
+    """Raise `BaselineError` where the baseline is the night itself: it says nothing about it."""
+    from regress_db.baselines import show_baseline
+    from regress_db.errors import BaselineError
+    from regress_db.queries import runs
+    from regress_db.selection import Selection
+
+    held = {run_id for series in show_baseline(history, baseline).series for run_id in series.run_ids}
+    if held <= {line.run_id for line in runs(history, Selection(night=night))}:
+        raise BaselineError(f"night {night} is what baseline {baseline!r} was made of: another night has to come first")
 
 
 SERIES_COLUMNS: list[Column[SeriesVerdict]] = [

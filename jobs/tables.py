@@ -99,7 +99,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in shown:
         table.add_column(
-            column.title or "",
+            Text(column.title or ""),
             justify="right" if column.right else "left",
             no_wrap=not column.folds,
             overflow="fold",

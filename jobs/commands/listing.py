@@ -15,6 +15,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @format_options
+def backends(form: Format) -> None:
+    """List the backends and whether they can be used here, with the reason where not."""
+    from harness.backends import availability, names
+
+    columns: list[Column[tuple[str, str | None]]] = [
+        Column("backend", lambda row: row[0], "backend"),
+        Column("usable", lambda row: row[1] is None, "usable here", lambda row: "no" if row[1] else "yes"),
+        Column("reason", lambda row: row[1], "why not", folds=True),
+    ]
+    show([(name, availability(name)) for name in names()], columns, form)
+
+
+@click.command()
+@format_options
 def suites(form: Format) -> None:
     """List the built-in suites."""
     from harness.suites import SUITES

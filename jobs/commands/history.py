@@ -1,0 +1,322 @@
+"""`epwatch trend`, `runs`, `nights`, `show`, `compare`, `report`, `collect`: asking the history, and feeding it."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from jobs.options import format_options, history_option, spool_option
+from jobs.places import open_history, spool_folder
+from jobs.tables import Column, Format, as_json, change, number, print_table, show
+
+if TYPE_CHECKING:
+    from regress_db.environments import Difference
+    from regress_db.queries import ComparedValue, NightLine, RunLine, TrendPoint
+    from regress_db.selection import Selection
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_ID_SHOWN = 12
+_EXIT_QUARANTINE = 3
+_AGO = re.compile(r"(\d+)([hdw])")
+_AGO_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+class Moment(click.ParamType[datetime.datetime]):
+    """A time: 2026-11-22, 2026-11-22T02:00 (UTC unless a zone is given), or an age such as 36h, 7d, 2w."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime.datetime:
+        """The aware time that the text names."""
+        if isinstance(value, datetime.datetime):
+            return value
+        if ago := _AGO.fullmatch(value):
+            return datetime.datetime.now(datetime.UTC) - datetime.timedelta(**{_AGO_UNITS[ago[2]]: int(ago[1])})
+        try:
+            moment = datetime.datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time: write 2026-11-22, 2026-11-22T02:00 or 7d (h, d, w: ago)", param, ctx)
+        return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+
+
+def selection_options(command: Command) -> Command:
+    """What chooses runs; the command gets `patterns`, `fields` and the rest, which `_selection` takes."""
+    options = [
+        click.argument("patterns", nargs=-1, metavar="[CASE]..."),
+        click.option(
+            "--where",
+            "fields",
+            multiple=True,
+            metavar="FIELD=VALUE",
+            help="Only cases whose field has this value, such as mode=ll or ranks=16; repeat for more.",
+        ),
+        click.option("--platform", metavar="PATTERN", help="Only platforms whose key matches."),
+        click.option("--night", metavar="ID", help="Only runs of this night."),
+        click.option("--commit", metavar="HEX", help="Only runs of code under test at this commit (its head will do)."),
+        click.option("--since", type=Moment(), metavar="TIME", help="Only runs from then on: 2026-11-22, 7d, 36h."),
+        click.option("--until", type=Moment(), metavar="TIME", help="Only runs before then."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _selection(patterns: tuple[str, ...], fields: tuple[str, ...], **rest: Any) -> Selection:
+    """The options as the history takes them."""
+    from regress_db.selection import Selection
+
+    named: dict[str, str] = {}
+    for text in fields:
+        name, equals, wanted = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--where {text!r} is not FIELD=VALUE")
+        named[name.strip()] = wanted.strip()
+    return Selection(cases=patterns, fields=named, **rest)
+
+
+def _time(moment: datetime.datetime | None) -> str | None:
+    """UTC to the second, as JSON and CSV have it."""
+    return None if moment is None else f"{moment.astimezone(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+@click.command()
+@selection_options
+@click.option("--phase", type=click.Choice(["dispatch", "combine"]), help="Only this phase.")
+@click.option("--metric", default="latency_us", show_default=True, help="What to follow.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the newest N runs of each series.")
+@history_option
+@format_options
+def trend(patterns: tuple[str, ...], phase: Any, metric: str, db: str | None, form: Format, **rest: Any) -> None:
+    """Show a metric through time, series by series, oldest first.
+
+    CASE is a pattern on the case's key: * is any text, ? any character, and one with neither matches every key that
+    contains it.
+    """
+    from regress_db.queries import trend as ask
+
+    with open_history(db) as history:
+        points = ask(history, _selection(patterns, **rest), metric=metric, phase=phase)
+    columns: list[Column[TrendPoint]] = [
+        Column("case", lambda row: row.case, "case", folds=True),
+        Column("platform", lambda row: row.platform),
+        Column("phase", lambda row: row.phase, "phase"),
+        Column("started_at", lambda row: _time(row.started_at), "started (UTC)"),
+        Column("night", lambda row: row.night),
+        Column("run_id", lambda row: row.run_id, "run", lambda row: row.run_id[:_ID_SHOWN]),
+        Column("commit", lambda row: row.commit, "commit", lambda row: row.commit[:_ID_SHOWN]),
+        Column("environment", lambda row: row.environment),
+        Column("metric", lambda row: row.metric),
+        Column("value", lambda row: row.value, metric, lambda row: f"{row.value:,.6g}", right=True),
+    ]
+    show(points, columns, form, empty="no run matches")
+
+
+@click.command()
+@selection_options
+@click.option("--outcome", type=click.Choice(["ok", "failed", "wrong", "hung"]), help="Only runs that ended so.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="The newest N.")
+@history_option
+@format_options
+def runs(patterns: tuple[str, ...], db: str | None, form: Format, **rest: Any) -> None:
+    """List runs, newest first. CASE is a pattern on the case's key, as for `epwatch trend`."""
+    from regress_db.queries import runs as ask
+
+    with open_history(db) as history:
+        lines = ask(history, _selection(patterns, **rest))
+    columns: list[Column[RunLine]] = [
+        Column("run_id", lambda row: row.run_id, "run", lambda row: row.run_id[:_ID_SHOWN]),
+        Column("started_at", lambda row: _time(row.started_at), "started (UTC)"),
+        Column("night", lambda row: row.night),
+        Column("case", lambda row: row.case, "case", folds=True),
+        Column("platform", lambda row: row.platform),
+        Column("hosts", lambda row: list(row.hosts)),
+        Column("commit", lambda row: row.commit, "commit", lambda row: row.commit[:_ID_SHOWN]),
+        Column(
+            "dispatch_us", lambda row: row.dispatch_us, "dispatch µs", lambda row: number(row.dispatch_us), right=True
+        ),
+        Column("combine_us", lambda row: row.combine_us, "combine µs", lambda row: number(row.combine_us), right=True),
+        Column("dispatch_gbs", lambda row: row.dispatch_gbs),
+        Column("combine_gbs", lambda row: row.combine_gbs),
+        Column("outcome", lambda row: row.outcome, "outcome"),
+        Column("failure", lambda row: row.failure),
+    ]
+    show(lines, columns, form, empty="no run matches")
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1), default=30, show_default=True, metavar="N", help="The newest N.")
+@history_option
+@format_options
+def nights(limit: int, db: str | None, form: Format) -> None:
+    """List nights, newest first: what was planned, what came of it, what is missing."""
+    from regress_db.queries import nights as ask
+
+    with open_history(db) as history:
+        lines = ask(history, limit)
+    columns: list[Column[NightLine]] = [
+        Column("night", lambda row: row.night, "night"),
+        Column("plan", lambda row: row.plan, "plan"),
+        Column("started_at", lambda row: _time(row.started_at), "started (UTC)"),
+        Column("finished_at", lambda row: _time(row.finished_at), "finished (UTC)"),
+        Column("judged_at", lambda row: _time(row.judged_at)),
+        Column("planned", lambda row: row.planned, "planned", right=True),
+        Column("ok", lambda row: row.ok, "ok", right=True),
+        Column("not_ok", lambda row: row.not_ok, "not ok", right=True),
+        Column("missing", lambda row: row.missing, "missing", right=True),
+    ]
+    show(lines, columns, form, empty="there is no night yet")
+
+
+def _metric_columns() -> list[Column[tuple[str, str, float]]]:
+    """Phase, metric and value, one number a line."""
+    return [
+        Column("phase", lambda row: row[0], "phase"),
+        Column("metric", lambda row: row[1], "metric"),
+        Column("value", lambda row: row[2], "value", lambda row: f"{row[2]:,.6g}", right=True),
+    ]
+
+
+@click.command("show")
+@click.argument("run", metavar="RUN")
+@history_option
+@format_options
+def show_(run: str, db: str | None, form: Format) -> None:
+    """Show everything about RUN but its samples; the head of its id will do, or `latest`."""
+    from regress_db.environments import flatten
+    from regress_db.queries import show as ask
+
+    with open_history(db) as history:
+        found = ask(history, run)
+    values = [(phase.phase, name, value) for phase in found.phases for name, value in phase.values.items()]
+    if form == "json":
+        print(as_json(found))
+        return
+    if form == "csv":
+        show(values, _metric_columns(), form)
+        return
+    facts: dict[str, Any] = {
+        "run": found.run_id,
+        "case": found.case,
+        "platform": found.platform,
+        "night": f"{found.night}, repeat {found.repeat}" if found.night else None,
+        "time": f"{_time(found.started_at)} to {_time(found.ended_at)}",
+        "hosts": ", ".join(f"{host} (ranks {', '.join(map(str, ranks))})" for host, ranks in found.ranks_on.items()),
+        "protocol": f"{found.warmup} warm-up, {found.iters} timed iterations",
+        "outcome": found.outcome,
+        "notes": "; ".join(found.notes) or None,
+        **{f"check {check.when}": _check(check.passed, check.rows, check.detail) for check in found.checks},
+    }
+    if found.failure is not None:
+        rank = "" if found.failure.rank < 0 else f", rank {found.failure.rank}"
+        facts["failure"] = f"{found.failure.kind} at {found.failure.step!r}{rank}: {found.failure.message}"
+    facts |= {name: f"{value:g}" for name, value in found.conditions.items()}
+    facts |= flatten(found.environment)
+    widest = max(map(len, facts))
+    for name, fact in facts.items():
+        if fact is not None:
+            print(f"{name:<{widest}}  {fact}")
+    if values:
+        print()
+        print_table(values, _metric_columns())
+    if found.failure is not None and found.failure.log_tail:
+        print(f"\nthe end of the log:\n{found.failure.log_tail}")
+
+
+def _check(passed: bool, rows: int, detail: str) -> str:
+    """One pass of the oracle in words."""
+    return f"{'passed' if passed else 'failed'}, {rows} rows{': ' + detail if detail else ''}"
+
+
+@click.command()
+@click.argument("first", metavar="RUN")
+@click.argument("second", metavar="RUN")
+@history_option
+@format_options
+def compare(first: str, second: str, db: str | None, form: Format) -> None:
+    """Compare two runs: every value of both, the change from the first, and where their environments differ.
+
+    One run against one run says nothing about chance: a verdict takes `epwatch nightly`, with repeats.
+    """
+    from regress_db.queries import compare as ask
+
+    with open_history(db) as history:
+        found = ask(history, first, second)
+    columns: list[Column[ComparedValue]] = [
+        Column("phase", lambda row: row.phase, "phase"),
+        Column("metric", lambda row: row.metric, "metric"),
+        Column(
+            "first", lambda row: row.first, found.first.run_id[:_ID_SHOWN], lambda row: _value(row.first), right=True
+        ),
+        Column(
+            "second",
+            lambda row: row.second,
+            found.second.run_id[:_ID_SHOWN],
+            lambda row: _value(row.second),
+            right=True,
+        ),
+        Column("change", lambda row: row.change, "change", lambda row: change(row.change), right=True),
+    ]
+    if form == "json":
+        print(as_json(found))
+        return
+    show(found.values, columns, form, empty="neither run has a value")
+    if form == "table":
+        differing: list[Column[Difference]] = [
+            Column("name", lambda row: row.name, "differs"),
+            Column("first", lambda row: row.first, "first", folds=True),
+            Column("second", lambda row: row.second, "second", folds=True),
+        ]
+        print()
+        if found.differences:
+            print_table(found.differences, differing)
+        else:
+            print("case, platform, hosts and environment are the same")
+
+
+def _value(value: float | None) -> str:
+    """A number of any metric."""
+    return "" if value is None else f"{value:,.6g}"
+
+
+@click.command()
+@click.argument("night", default="latest", metavar="[NIGHT]")
+@click.option("--output", "-o", type=click.Path(path_type=Path), metavar="PATH", help="Default: NIGHT.html, here.")
+@history_option
+def report(night: str, output: Path | None, db: str | None) -> None:
+    """Write the HTML report of NIGHT, the latest where none is given: one file that opens without a network."""
+    from regress_db.report import write_report
+    from regress_db.verdicts import stored_verdict
+
+    with open_history(db) as history:
+        name = stored_verdict(history, night).night
+        path = output or Path(f"{name}.html")
+        write_report(history, name, path)
+    print(path)
+
+
+@click.command()
+@history_option
+@spool_option
+@format_options
+def collect(db: str | None, spool: str | None, form: Format) -> int:
+    """Ingest the records that lie in the spool. Exits 3 when one could not be read and went to quarantine."""
+    from regress_db.ingest import collect as ingest
+
+    folder = spool_folder(spool)
+    with open_history(db, create=True) as history:
+        done = ingest(history, folder)
+    rows = [(run, "accepted", "") for run in done.accepted] + [(run, "already", "") for run in done.already]
+    rows += [(file.name, "quarantine", reason) for file, reason in done.quarantined]
+    columns: list[Column[tuple[str, str, str]]] = [
+        Column("record", lambda row: row[0], "record"),
+        Column("outcome", lambda row: row[1], "outcome"),
+        Column("reason", lambda row: row[2], "reason", folds=True),
+    ]
+    show(rows, columns, form, empty=f"no records lie in {folder}")
+    return _EXIT_QUARANTINE if done.quarantined else 0
