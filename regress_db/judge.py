@@ -24,6 +24,8 @@ LEAST_BASELINE_RUNS = 3
 LEAST_RANKED_RUNS = 3
 _MAD_TO_SIGMA = 1.4826
 _RANK_EFFICIENCY = 3 / math.pi
+_TIE = 1e-12
+"""Logarithms of equal values scaled alike differ by less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +167,8 @@ def _ranks_outside(n: int, m: int, alpha: float) -> int | None:
 
 def _rank_p_value(differences: Sequence[float], n: int, m: int) -> float:
     """Two-sided; ties are counted against a difference."""
-    above = sum(difference > 0 for difference in differences)
-    below = sum(difference < 0 for difference in differences)
+    above = sum(difference > _TIE for difference in differences)
+    below = sum(difference < -_TIE for difference in differences)
     fewer = n * m - max(above, below)
     return min(1.0, 2 * u_cdf(fewer, n, m))
 
