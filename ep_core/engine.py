@@ -105,8 +105,11 @@ class Engine(Protocol):
     def next_combine_buffer(self, max_tokens: int, hidden: int, experts: int) -> torch.Tensor:
         """The bf16 [L, R * max_tokens, hidden] that a zero-copy combine, if it comes next, takes its rows from."""
 
-    def dispatch_begin(self, given: HighThroughputIn) -> DispatchPlan:
-        """Tell the others what will be sent and learn what will be received."""
+    def dispatch_begin(self, given: HighThroughputIn, room: int) -> DispatchPlan:
+        """Tell the others what will be sent and learn what will be received.
+
+        room: the rows there will be space for; 0: as many as needed. `ValueError` when too many come.
+        """
 
     def dispatch_finish(self, out: HighThroughputOut) -> None:
         """Move the rows of the dispatch that was begun."""

@@ -1,5 +1,276 @@
-"""High throughput: the half of `ep_core.buffer.Buffer` with exact-size receive."""
+"""High throughput: the half of `ep_core.buffer.Buffer` with exact-size receive, one copy per destination rank.
+
+Checks arguments, makes the result tensors and the handle; `ep_core/csrc/high_throughput.hpp` moves the rows.
+Notation as in `ep_core.buffer`; N is the number of rows received.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ep_core import _host, checks
+from ep_core.config import Config
+from ep_core.engine import Engine, HighThroughputIn, HighThroughputOut, engine_for
+from ep_core.event import EventHandle, EventOverlap
+
+HighThroughputHandle = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+RowsOrPair = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 class HighThroughputFace:
-    """Mixed into `Buffer`."""
+    """The high-throughput operations of `Buffer`."""
+
+    group_size: int
+    rank: int
+    _engines: dict[str, Engine]
+
+    def get_dispatch_layout(
+        self,
+        topk_idx: torch.Tensor,
+        num_experts: int,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, EventOverlap]:
+        """What `dispatch` wants to know of a routing. Local to the rank.
+
+        Arguments: topk_idx int64 [T, K], -1 masked; num_experts E; previous_event is waited for.
+
+        Returns:
+            num_tokens_per_rank: int32 [R], a token counted once for each rank it goes to.
+            num_tokens_per_rdma_rank: None, as there is one node.
+            num_tokens_per_expert: int32 [E], every selection counted.
+            is_token_in_rank: bool [T, R].
+            event.
+        """
+        engine_for(self._engines, "topk_idx", topk_idx)
+        checks.tensor("topk_idx", topk_idx, torch.int64, (None, None))
+        tokens, topk = topk_idx.shape
+        checks.topk(topk)
+        checks.experts(num_experts, self.group_size)
+        _wait_for(previous_event)
+        per_rank = torch.zeros(self.group_size, dtype=torch.int32)
+        per_expert = torch.zeros(num_experts, dtype=torch.int32)
+        in_rank = torch.zeros((tokens, self.group_size), dtype=torch.bool)
+        wrong = _host.dispatch_layout(
+            topk_idx.data_ptr(),
+            tokens,
+            topk,
+            num_experts,
+            self.group_size,
+            per_rank.data_ptr(),
+            per_expert.data_ptr(),
+            in_rank.data_ptr(),
+        )
+        if wrong >= 0:
+            at = divmod(wrong, topk)
+            raise ValueError(
+                f"topk_idx[{at[0]}, {at[1]}]: wanted -1 or an expert below {num_experts}, got {int(topk_idx[at])}"
+            )
+        return per_rank, None, per_expert, in_rank, EventOverlap(EventHandle())
+
+    def dispatch(
+        self,
+        x: RowsOrPair,
+        handle: HighThroughputHandle | None = None,
+        num_tokens_per_rank: torch.Tensor | None = None,
+        num_tokens_per_rdma_rank: torch.Tensor | None = None,
+        is_token_in_rank: torch.Tensor | None = None,
+        num_tokens_per_expert: torch.Tensor | None = None,
+        topk_idx: torch.Tensor | None = None,
+        topk_weights: torch.Tensor | None = None,
+        expert_alignment: int = 1,
+        num_worst_tokens: int = 0,
+        config: Config | None = None,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+    ) -> tuple[
+        RowsOrPair,
+        torch.Tensor | None,
+        torch.Tensor | None,
+        list[int] | None,
+        HighThroughputHandle | None,
+        EventOverlap,
+    ]:
+        """Send every token once to each rank that has one of its experts.
+
+        Arguments:
+            x: bf16 [T, H], or (float8_e4m3fn [T, H], scales float32 [T, H / 128]).
+            handle: of an earlier dispatch, to send along the same routing again; then none of the next six is given.
+            num_tokens_per_rank, num_tokens_per_rdma_rank, is_token_in_rank, num_tokens_per_expert: from
+                `get_dispatch_layout`.
+            topk_idx, topk_weights: int64 and float32 [T, K], both or none, to travel with the rows.
+            expert_alignment: counts per expert are rounded up to a multiple of it.
+            num_worst_tokens: when above 0, results have this many rows, rows beyond N undefined (their topk_idx is -1),
+                and the list of counts is empty.
+            config: accepted; the host engine takes its chunks from num_nvl_bytes. previous_event: waited for.
+
+        Returns:
+            recv_x: like x, [N, H], rows in order of source rank, then token.
+            recv_topk_idx: int64 [N, K], local expert or -1; None without topk_idx.
+            recv_topk_weights: float32 [N, K], 0 where the expert is elsewhere; None without topk_weights.
+            num_recv_tokens_per_expert_list: L counts of selections, from num_tokens_per_expert of all ranks.
+            handle: (rank_prefix_matrix int32 [R, R], channel_prefix_matrix int32 [R, 1], recv_channel_prefix_matrix
+                int32 [R, 1], recv_src_idx int32 [N], is_token_in_rank bool [T, R], send_head int32 [T, R]).
+            event.
+        With `handle` given, the second to fifth are None, as in DeepEP.
+        """
+        rows, scales = _rows_and_scales(x)
+        engine = engine_for(self._engines, "x", rows)
+        tokens = rows.shape[0]
+        if config is not None and not isinstance(config, Config):
+            raise TypeError(f"config: wanted an ep_core.Config, got {type(config).__name__}")
+        if expert_alignment < 1:
+            raise ValueError(f"expert_alignment: wanted 1 or more, got {expert_alignment}")
+        if num_worst_tokens < 0:
+            raise ValueError(f"num_worst_tokens: wanted 0 or more, got {num_worst_tokens}")
+        if handle is not None:
+            cached = self._handle(handle, tokens)
+            for name, value in (
+                ("num_tokens_per_rank", num_tokens_per_rank),
+                ("is_token_in_rank", is_token_in_rank),
+                ("num_tokens_per_expert", num_tokens_per_expert),
+                ("topk_idx", topk_idx),
+                ("topk_weights", topk_weights),
+            ):
+                if value is not None:
+                    raise ValueError(f"{name}: wanted None when a handle is given, got a {type(value).__name__}")
+            given = HighThroughputIn(rows, scales, None, None, cached[4], None, None, cached[0])
+        else:
+            given = self._routing(
+                rows, scales, num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights
+            )
+        _wait_for(previous_event)
+        plan = engine.dispatch_begin(given, num_worst_tokens)
+        count = num_worst_tokens or plan.received
+        out = HighThroughputOut(
+            x=rows.new_empty((count, rows.shape[1])),
+            scales=None if scales is None else scales.new_empty((count, scales.shape[1])),
+            topk_idx=None if topk_idx is None else topk_idx.new_full((count, topk_idx.shape[1]), -1),
+            topk_weights=None if topk_weights is None else topk_weights.new_zeros((count, topk_weights.shape[1])),
+            src_idx=torch.empty(plan.received, dtype=torch.int32),
+        )
+        engine.dispatch_finish(out)
+        received: RowsOrPair = out.x if out.scales is None else (out.x, out.scales)
+        event = EventOverlap(EventHandle())
+        if handle is not None:
+            return received, None, None, None, None, event
+        per_expert = [-(-rows_of // expert_alignment) * expert_alignment for rows_of in plan.per_expert]
+        return (
+            received,
+            out.topk_idx,
+            out.topk_weights,
+            [] if num_worst_tokens else per_expert,
+            self._new_handle(plan.rank_prefix, out.src_idx, given.is_token_in_rank),
+            event,
+        )
+
+    def combine(
+        self,
+        x: torch.Tensor,
+        handle: HighThroughputHandle,
+        topk_weights: torch.Tensor | None = None,
+        bias: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+        config: Config | None = None,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, EventOverlap]:
+        """Return rows to their source ranks and add those of a token: unweighted, in rank order.
+
+        Arguments:
+            x: bf16 or float32 [N, H], in the order that `dispatch` gave.
+            handle: what `dispatch` returned.
+            topk_weights: float32 [N, K], added up likewise.
+            bias: none, one or two [T, H] of x's dtype, added first.
+
+        Returns (combined [T, H], combined weights float32 [T, K] or None, event). Sums start from 0, are in float32 and
+        rounded once to x's dtype; a token that went nowhere gives zeros (or its bias).
+        """
+        engine = engine_for(self._engines, "x", x)
+        checks.tensor("x", x, (torch.bfloat16, torch.float32), (None, None))
+        checks.hidden(x.shape[1], fp8=False, bytes_per_element=x.element_size())
+        rank_prefix, _, _, src_idx, in_rank, _ = self._handle(handle, None)
+        if x.shape[0] < src_idx.shape[0]:
+            raise ValueError(f"x: wanted the {src_idx.shape[0]} rows that the handle's dispatch gave, got {x.shape[0]}")
+        if topk_weights is not None:
+            checks.tensor("topk_weights", topk_weights, torch.float32, (x.shape[0], None))
+            checks.topk(topk_weights.shape[1])
+        tokens = in_rank.shape[0]
+        biases = () if bias is None else (bias,) if isinstance(bias, torch.Tensor) else tuple(bias)
+        if len(biases) > 2:
+            raise ValueError(f"bias: wanted at most two tensors, got {len(biases)}")
+        for one in biases:
+            checks.tensor("bias", one, x.dtype, (tokens, x.shape[1]))
+        _wait_for(previous_event)
+        out = x.new_empty((tokens, x.shape[1]))
+        out_weights = None if topk_weights is None else topk_weights.new_empty((tokens, topk_weights.shape[1]))
+        engine.combine(x, topk_weights, biases, src_idx, rank_prefix, in_rank, out, out_weights)
+        return out, out_weights, EventOverlap(EventHandle())
+
+    def _routing(
+        self,
+        rows: torch.Tensor,
+        scales: torch.Tensor | None,
+        num_tokens_per_rank: torch.Tensor | None,
+        is_token_in_rank: torch.Tensor | None,
+        num_tokens_per_expert: torch.Tensor | None,
+        topk_idx: torch.Tensor | None,
+        topk_weights: torch.Tensor | None,
+    ) -> HighThroughputIn:
+        """The checked input of a dispatch without a handle."""
+        tokens = rows.shape[0]
+        per_rank = checks.tensor("num_tokens_per_rank", num_tokens_per_rank, torch.int32, (self.group_size,))
+        in_rank = checks.tensor("is_token_in_rank", is_token_in_rank, torch.bool, (tokens, self.group_size))
+        per_expert = checks.tensor("num_tokens_per_expert", num_tokens_per_expert, torch.int32, (None,))
+        checks.experts(per_expert.shape[0], self.group_size)
+        if (topk_idx is None) != (topk_weights is None):
+            raise ValueError("topk_weights: wanted together with topk_idx or not at all, got one of the two")
+        if topk_idx is not None:
+            checks.tensor("topk_idx", topk_idx, torch.int64, (tokens, None))
+            checks.topk(topk_idx.shape[1])
+            checks.tensor("topk_weights", topk_weights, torch.float32, (tokens, topk_idx.shape[1]))
+        return HighThroughputIn(rows, scales, topk_idx, topk_weights, in_rank, per_rank, per_expert, None)
+
+    def _handle(self, handle: object, tokens: int | None) -> HighThroughputHandle:
+        """`handle`, checked; for `tokens` tokens on this rank if given."""
+        if not isinstance(handle, tuple) or len(handle) != 6:
+            raise TypeError(f"handle: wanted the 6-tuple that dispatch returned, got {type(handle).__name__}")
+        ranks = self.group_size
+        checks.tensor("handle[0] (rank_prefix_matrix)", handle[0], torch.int32, (ranks, ranks))
+        checks.tensor("handle[3] (recv_src_idx)", handle[3], torch.int32, (None,))
+        checks.tensor("handle[4] (is_token_in_rank)", handle[4], torch.bool, (tokens, ranks))
+        return handle
+
+    def _new_handle(
+        self, rank_prefix: torch.Tensor, src_idx: torch.Tensor, in_rank: torch.Tensor
+    ) -> HighThroughputHandle:
+        """DeepEP's handle; the host engine has one channel."""
+        order = in_rank.cumsum(0, dtype=torch.int32)
+        sent = order[-1:].sum(0, dtype=torch.int32).unsqueeze(1)
+        send_head = torch.where(in_rank, order - 1, torch.full_like(order, -1))
+        starts = torch.zeros((self.group_size, 1), dtype=torch.int32)
+        return rank_prefix, sent, starts, src_idx, in_rank, send_head
+
+
+def _wait_for(event: EventOverlap | None) -> None:
+    if event is None:
+        return
+    if not isinstance(event, EventOverlap):
+        raise TypeError(f"previous_event: wanted an ep_core.EventOverlap, got {type(event).__name__}")
+    event.current_stream_wait()
+
+
+def _rows_and_scales(x: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """x as rows and, for fp8, scales; checked."""
+    if isinstance(x, tuple):
+        if len(x) != 2:
+            raise ValueError(f"x: wanted a tensor or a pair (rows, scales), got a tuple of {len(x)}")
+        rows = checks.tensor("x[0]", x[0], torch.float8_e4m3fn, (None, None))
+        checks.hidden(rows.shape[1], fp8=True, bytes_per_element=1)
+        shape = (rows.shape[0], rows.shape[1] // checks.SCALE_BLOCK)
+        return rows, checks.tensor("x[1] (scales)", x[1], torch.float32, shape)
+    rows = checks.tensor("x", x, torch.bfloat16, (None, None))
+    checks.hidden(rows.shape[1], fp8=False, bytes_per_element=2)
+    return rows, None

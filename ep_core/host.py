@@ -136,6 +136,69 @@ class HostEngine:
         rows = torch.from_numpy(self._host.ll_next_combine_buffer(max_tokens, hidden, experts))
         return rows.view(torch.bfloat16).view(experts // self._ranks, self._ranks * max_tokens, hidden)
 
+    def dispatch_begin(self, given: HighThroughputIn, room: int) -> DispatchPlan:
+        """See `ep_core.engine.Engine`."""
+        tokens, columns = given.x.shape
+        experts = 0 if given.num_tokens_per_expert is None else given.num_tokens_per_expert.shape[0]
+        rank_prefix, per_expert, received = self._host.ht_dispatch_begin(
+            given.x.data_ptr(),
+            columns * given.x.element_size(),
+            _address(given.scales),
+            0 if given.scales is None else given.scales.shape[1],
+            _address(given.topk_idx),
+            _address(given.topk_weights),
+            0 if given.topk_idx is None else given.topk_idx.shape[1],
+            tokens,
+            experts,
+            given.is_token_in_rank.data_ptr(),
+            _address(given.num_tokens_per_rank),
+            _address(given.num_tokens_per_expert),
+            _address(given.cached_rank_prefix),
+            room,
+        )
+        matrix = torch.tensor(rank_prefix, dtype=torch.int32).view(self._ranks, self._ranks)
+        return DispatchPlan(matrix, per_expert, received)
+
+    def dispatch_finish(self, out: HighThroughputOut) -> None:
+        """See `ep_core.engine.Engine`."""
+        self._host.ht_dispatch_finish(
+            out.x.data_ptr(),
+            _address(out.scales),
+            _address(out.topk_idx),
+            _address(out.topk_weights),
+            out.src_idx.data_ptr(),
+        )
+
+    def combine(
+        self,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor | None,
+        bias: tuple[torch.Tensor, ...],
+        src_idx: torch.Tensor,
+        rank_prefix: torch.Tensor,
+        is_token_in_rank: torch.Tensor,
+        out: torch.Tensor,
+        out_weights: torch.Tensor | None,
+    ) -> None:
+        """See `ep_core.engine.Engine`."""
+        biases = [one.data_ptr() for one in bias] + [0, 0]
+        self._host.ht_combine(
+            x.data_ptr(),
+            x.dtype == torch.float32,
+            x.shape[1],
+            src_idx.shape[0],
+            _address(topk_weights),
+            0 if topk_weights is None else topk_weights.shape[1],
+            src_idx.data_ptr(),
+            rank_prefix.data_ptr(),
+            is_token_in_rank.data_ptr(),
+            is_token_in_rank.shape[0],
+            biases[0],
+            biases[1],
+            out.data_ptr(),
+            _address(out_weights),
+        )
+
     def destroy(self) -> None:
         """Give up the shared memory. May be called twice."""
         self._host.destroy()

@@ -66,6 +66,7 @@ struct HighThroughputPost {
   std::int32_t weights;     // whether weights travel
   std::int32_t experts;
   std::int32_t cached;      // dispatch: counts come from a handle, none are published
+  std::int32_t room;        // dispatch: rows this rank has space for; 0: any number
   std::int32_t to_rank[kMaxRanks];
 };
 

@@ -35,6 +35,7 @@ struct HtDispatchInput {
   const std::int32_t* per_rank;     // [ranks], or null: cached
   const std::int32_t* per_expert;   // [experts], or null: cached
   const std::int32_t* cached_prefix;  // [ranks, ranks] of the handle, or null
+  std::int64_t room;                // rows there will be space for; 0: any number
 };
 
 // What a dispatch will receive: known after the notify step, before any row has moved.
@@ -90,10 +91,11 @@ class HighThroughput {
     std::size_t records;       // offset of the records in a slot
   };
 
-  Geometry geometry(std::int64_t row_bytes, std::int64_t head_bytes, std::int64_t lanes) const;
+  Geometry geometry(std::int64_t row_bytes, std::int64_t extra_bytes, std::int64_t lanes) const;
   std::byte* slot(int rank, std::uint64_t chunk) const;
   void begin(Phase phase, const HighThroughputPost& post, const std::int32_t* per_expert);
   void check_posts(Phase phase);
+  void check_room();
   void finish();
   const HighThroughputPost& post(int rank) const { return world_.control(rank).ht_post[op_ & 1]; }
   bool slot_free_of(int peer) const;
@@ -103,9 +105,8 @@ class HighThroughput {
   void publish_taken(int source);
 
   void stage_dispatch_chunk(std::int64_t chunk) const;
-  void take_dispatch_chunk(int source, std::int64_t chunk, const HtDispatchOutput& out);
-  void take_row(const HtDispatchOutput& out, std::int64_t token, int source, const std::byte* row, const float* scales,
-                const std::int32_t* topk, const float* weights);
+  void take_dispatch_chunk(int source, std::int64_t chunk, bool stream, const HtDispatchOutput& out);
+  void check_combine(const HtCombineInput& in) const;
 
   World& world_;
   std::uint64_t op_ = 0;

@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "guard.hpp"
+#include "high_throughput.hpp"
 #include "kernels.hpp"
 #include "low_latency.hpp"
 #include "world.hpp"
@@ -43,6 +44,7 @@ void check_signals() {
 struct Host {
   World world;
   LowLatency low_latency{world};
+  HighThroughput high_throughput{world};
 
   Host(int rank, int ranks, std::int64_t nvl_bytes, std::int64_t rdma_bytes, double timeout_s, const nb::bytes& token)
       : world(rank, ranks, nvl_bytes, rdma_bytes, timeout_s, token_of(token), check_signals) {}
@@ -98,6 +100,25 @@ nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> next_combine_buffer(Host& host
   return {reinterpret_cast<std::uint8_t*>(rows), {bytes}, owner};
 }
 
+// Counts for get_dispatch_layout; every expert of topk must be -1 or below `experts`. Returns the flat index of the first
+// that is not, or -1.
+std::int64_t dispatch_layout(std::uintptr_t topk_idx, std::int64_t tokens, std::int64_t topk_count,
+                             std::int64_t experts, std::int64_t ranks, std::uintptr_t per_rank,
+                             std::uintptr_t per_expert, std::uintptr_t in_rank) {
+  const std::int64_t local = experts / ranks;
+  const auto* topk = at<const std::int64_t>(topk_idx);
+  auto* is_in_rank = at<bool>(in_rank);
+  for (std::int64_t i = 0; i < tokens * topk_count; ++i) {
+    if (topk[i] < -1 || topk[i] >= experts) return i;
+    if (topk[i] < 0) continue;
+    ++at<std::int32_t>(per_expert)[topk[i]];
+    bool& seen = is_in_rank[i / topk_count * ranks + topk[i] / local];
+    at<std::int32_t>(per_rank)[topk[i] / local] += !seen;
+    seen = true;
+  }
+  return -1;
+}
+
 void raise_timeout(const PeersMissing& error) {
   const nb::object type = nb::module_::import_("ep_core.errors").attr("EPTimeoutError");
   nb::list missing;
@@ -145,6 +166,9 @@ NB_MODULE(_host, m) {
   m.def("low_latency_size_hint", [](std::int64_t max_tokens, std::int64_t hidden, int ranks, std::int64_t experts) {
     return LowLatency::size_hint({max_tokens, hidden, experts}, ranks);
   });
+
+  m.def("high_throughput_least_bytes", &HighThroughput::least_bytes);
+  m.def("dispatch_layout", &dispatch_layout, release);
 
   nb::class_<Host>(m, "Host")
       .def(nb::init<int, int, std::int64_t, std::int64_t, double, const nb::bytes&>(), "rank"_a, "ranks"_a,
@@ -209,5 +233,40 @@ NB_MODULE(_host, m) {
             host.low_latency.combine_receive(epoch, at<std::uint16_t>(out));
           },
           release)
-      .def("ll_next_combine_buffer", &next_combine_buffer);
+      .def("ll_next_combine_buffer", &next_combine_buffer)
+      .def(
+          "ht_dispatch_begin",
+          [](Host& host, std::uintptr_t x, std::int64_t row_bytes, std::uintptr_t scales, std::int64_t scales_per_row,
+             std::uintptr_t topk, std::uintptr_t weights, std::int64_t topk_count, std::int64_t tokens,
+             std::int64_t experts, std::uintptr_t in_rank, std::uintptr_t per_rank, std::uintptr_t per_expert,
+             std::uintptr_t cached_prefix, std::int64_t room) {
+            const HtCounts counts = host.high_throughput.dispatch_begin(
+                {at<const std::byte>(x), row_bytes, at<const float>(scales), scales_per_row,
+                 at<const std::int64_t>(topk), at<const float>(weights), topk_count, tokens, experts,
+                 at<const bool>(in_rank), at<const std::int32_t>(per_rank), at<const std::int32_t>(per_expert),
+                 at<const std::int32_t>(cached_prefix), room});
+            return std::make_tuple(counts.rank_prefix, counts.per_expert, counts.received);
+          },
+          release)
+      .def(
+          "ht_dispatch_finish",
+          [](Host& host, std::uintptr_t x, std::uintptr_t scales, std::uintptr_t topk, std::uintptr_t weights,
+             std::uintptr_t src_idx) {
+            host.high_throughput.dispatch_finish({at<std::byte>(x), at<float>(scales), at<std::int64_t>(topk),
+                                                  at<float>(weights), at<std::int32_t>(src_idx)});
+          },
+          release)
+      .def(
+          "ht_combine",
+          [](Host& host, std::uintptr_t x, bool is_f32, std::int64_t columns, std::int64_t received,
+             std::uintptr_t weights, std::int64_t topk_count, std::uintptr_t src_idx, std::uintptr_t rank_prefix,
+             std::uintptr_t in_rank, std::int64_t tokens, std::uintptr_t bias_0, std::uintptr_t bias_1,
+             std::uintptr_t out, std::uintptr_t out_weights) {
+            host.high_throughput.combine(
+                {at<const std::byte>(x), is_f32, columns, received, at<const float>(weights), topk_count,
+                 at<const std::int32_t>(src_idx), at<const std::int32_t>(rank_prefix), at<const bool>(in_rank), tokens,
+                 {at<const std::byte>(bias_0), at<const std::byte>(bias_1)}},
+                at<std::byte>(out), at<float>(out_weights));
+          },
+          release);
 }

@@ -1,0 +1,517 @@
+#include "high_throughput.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "guard.hpp"
+#include "kernels.hpp"
+
+namespace ep_core {
+namespace {
+
+// Chunks stay in the caches between their writer and their readers.
+constexpr std::int64_t kChunkBytes = 256 << 10;
+constexpr std::int64_t kStreamFromBytes = 4 << 20;
+
+const char* name(Phase phase) { return phase == Phase::dispatch ? "dispatch" : "combine"; }
+
+// What travels in front of a row: scales, then top-k, then weights.
+std::int64_t head_bytes(std::int64_t scales, std::int64_t topk, bool weights) {
+  return 4 * (scales + topk + (weights ? topk : 0));
+}
+
+std::int64_t chunks_of(std::int64_t tokens, std::int64_t chunk_tokens) {
+  return (tokens + chunk_tokens - 1) / chunk_tokens;
+}
+
+}  // namespace
+
+HighThroughput::HighThroughput(World& world)
+    : world_(world), taken_(static_cast<std::size_t>(world.ranks()), 0), position_(taken_.size(), 0) {}
+
+std::int64_t HighThroughput::least_bytes(std::int64_t row_bytes, std::int64_t extra_bytes, int ranks) {
+  const std::size_t head = align_up(static_cast<std::size_t>(extra_bytes), 16);
+  const std::size_t record = align_up(head + static_cast<std::size_t>(row_bytes), 64);
+  return kRingSlots * static_cast<std::int64_t>(align_up(72 + record * static_cast<std::size_t>(ranks), 64));
+}
+
+// `lanes` rows for each token of a chunk: 1 in dispatch, one per destination in combine.
+HighThroughput::Geometry HighThroughput::geometry(std::int64_t row_bytes, std::int64_t extra_bytes,
+                                                  std::int64_t lanes) const {
+  Geometry at{};
+  at.head = align_up(static_cast<std::size_t>(extra_bytes), 16);
+  at.record = align_up(at.head + static_cast<std::size_t>(row_bytes), 64);
+  const std::int64_t slot_bytes = world_.nvl_bytes() / kRingSlots / 64 * 64;
+  const std::int64_t per_token = static_cast<std::int64_t>(at.record) * lanes + 8;
+  at.tokens = std::min((slot_bytes - 64) / per_token, std::max<std::int64_t>(kChunkBytes / per_token, 1));
+  if (at.tokens < 1) {
+    throw WrongArgument("num_nvl_bytes: at least " + std::to_string(least_bytes(row_bytes, extra_bytes, world_.ranks())) +
+                        " are wanted for rows of " + std::to_string(row_bytes) + " bytes with " +
+                        std::to_string(extra_bytes) + " bytes of scales, top-k and weights on " +
+                        std::to_string(world_.ranks()) + " ranks, the Buffer was made with " +
+                        std::to_string(world_.nvl_bytes()));
+  }
+  at.records = align_up(static_cast<std::size_t>(at.tokens) * sizeof(std::uint64_t), 64);
+  return at;
+}
+
+std::byte* HighThroughput::slot(int rank, std::uint64_t chunk) const {
+  const auto stride = static_cast<std::size_t>(world_.nvl_bytes()) / kRingSlots / 64 * 64;
+  return world_.high_throughput(rank) + chunk % kRingSlots * stride;
+}
+
+// Publishes the post of the next operation and waits for every peer's.
+void HighThroughput::begin(Phase phase, const HighThroughputPost& post, const std::int32_t* per_expert) {
+  const std::uint64_t op = op_ + 1;
+  const std::uint64_t before = op > 2 ? op - 2 : 0;
+  world_.waiter().all(name(phase), [&](int peer) {
+    return world_.control(peer).ht_done.value.load(std::memory_order_acquire) >= before;
+  });
+  world_.control().ht_post[op & 1] = post;
+  if (per_expert != nullptr) std::copy_n(per_expert, post.experts, world_.control().ht_experts[op & 1]);
+  op_ = op;
+  world_.control().ht_posted.value.store(op, std::memory_order_release);
+  world_.ring_all();
+  world_.waiter().all(name(phase), [&](int peer) {
+    return world_.control(peer).ht_posted.value.load(std::memory_order_acquire) >= op;
+  });
+  check_posts(phase);
+}
+
+void HighThroughput::check_posts(Phase phase) {
+  const HighThroughputPost& mine = post(world_.rank());
+  for (int peer = 0; peer < world_.ranks(); ++peer) {
+    const HighThroughputPost& theirs = post(peer);
+    std::string differs;
+    const auto compare = [&](const char* what, std::int64_t a, std::int64_t b) {
+      if (a != b && differs.empty()) {
+        differs = std::string(what) + ": rank " + std::to_string(peer) + " gave " + std::to_string(b) +
+                  ", this rank " + std::to_string(a);
+      }
+    };
+    if (mine.phase != theirs.phase) {
+      differs = "rank " + std::to_string(peer) + " called " + name(theirs.phase) + ", this rank " + name(phase);
+    }
+    compare("handle (1: given)", mine.cached, theirs.cached);
+    compare("x (bytes per row)", mine.row_bytes, theirs.row_bytes);
+    compare("x (scales per row)", mine.scales, theirs.scales);
+    compare("topk_idx (selections per token)", mine.topk, theirs.topk);
+    compare("topk_weights (1: given)", mine.weights, theirs.weights);
+    compare("num_tokens_per_expert (experts)", mine.experts, theirs.experts);
+    if (!differs.empty()) {
+      finish();
+      throw WrongArgument(differs + "; all ranks must call alike");
+    }
+  }
+}
+
+// Every rank sees whether any rank has too little space, so that all give up together.
+void HighThroughput::check_room() {
+  for (int to = 0; to < world_.ranks(); ++to) {
+    std::int64_t rows = 0;
+    for (int source = 0; source < world_.ranks(); ++source) rows += post(source).to_rank[to];
+    if (post(to).room > 0 && rows > post(to).room) {
+      finish();
+      throw WrongArgument("num_worst_tokens: rank " + std::to_string(to) + " receives " + std::to_string(rows) +
+                          " rows and gave " + std::to_string(post(to).room));
+    }
+  }
+}
+
+void HighThroughput::finish() {
+  world_.control().ht_done.value.store(op_, std::memory_order_release);
+  world_.ring_all();
+}
+
+// Whether `peer` has taken what the slot of this rank's next chunk held.
+bool HighThroughput::slot_free_of(int peer) const {
+  const std::uint64_t taken =
+      world_.control(peer).ht_taken[world_.rank()].value.load(std::memory_order_acquire);
+  return taken + kRingSlots > staged_;
+}
+
+bool HighThroughput::slot_free() const {
+  for (int peer = 0; peer < world_.ranks(); ++peer) {
+    if (peer != world_.rank() && !slot_free_of(peer)) return false;
+  }
+  return true;
+}
+
+bool HighThroughput::has_staged(int peer, std::uint64_t chunks) const {
+  return world_.control(peer).ht_staged.value.load(std::memory_order_acquire) >= chunks;
+}
+
+void HighThroughput::publish_staged() {
+  world_.control().ht_staged.value.store(++staged_, std::memory_order_release);
+  world_.ring_all();
+}
+
+void HighThroughput::publish_taken(int source) {
+  const std::uint64_t taken = ++taken_[static_cast<std::size_t>(source)];
+  world_.control().ht_taken[source].value.store(taken, std::memory_order_release);
+  world_.ring_one(source);
+}
+
+HtCounts HighThroughput::dispatch_begin(const HtDispatchInput& in) {
+  return guarded(world_, [&] {
+    if (open_) throw Misuse("dispatch: the dispatch before was not finished");
+    const int ranks = world_.ranks();
+    const std::int64_t extra = head_bytes(in.scales_per_row, in.topk_count, in.weights != nullptr);
+    // Combine of the same rows must fit too, so it is checked now, when nothing has been sent.
+    geometry(in.row_bytes, extra, ranks);
+    const Geometry at = geometry(in.row_bytes, extra, 1);
+
+    HighThroughputPost post{};
+    post.phase = Phase::dispatch;
+    post.tokens = static_cast<std::int32_t>(in.tokens);
+    post.row_bytes = static_cast<std::int32_t>(in.row_bytes);
+    post.scales = static_cast<std::int32_t>(in.scales_per_row);
+    post.topk = static_cast<std::int32_t>(in.topk_count);
+    post.weights = in.weights != nullptr;
+    post.experts = static_cast<std::int32_t>(in.experts);
+    post.cached = in.per_rank == nullptr;
+    post.room = static_cast<std::int32_t>(in.room);
+    for (std::int64_t t = 0; t < in.tokens; ++t) {
+      for (int r = 0; r < ranks; ++r) post.to_rank[r] += in.in_rank[t * ranks + r];
+    }
+    for (int r = 0; r < ranks; ++r) {
+      const std::int32_t* prefix = in.cached_prefix;
+      const std::int32_t wanted = in.per_rank != nullptr ? in.per_rank[r]
+                                  : world_.rank() == 0
+                                      ? prefix[r]
+                                      : prefix[world_.rank() * ranks + r] - prefix[(world_.rank() - 1) * ranks + r];
+      if (wanted != post.to_rank[r]) {
+        throw WrongArgument(std::string(in.per_rank != nullptr ? "num_tokens_per_rank[" : "handle: tokens for rank [") +
+                            std::to_string(r) + "]: is_token_in_rank has " + std::to_string(post.to_rank[r]) +
+                            " tokens for that rank, got " + std::to_string(wanted));
+      }
+    }
+    const std::int64_t local = in.experts / ranks;
+    for (std::int64_t i = 0; i < in.tokens * in.topk_count; ++i) {
+      const std::int64_t expert = in.topk[i];
+      const auto where = [&] {
+        return "topk_idx[" + std::to_string(i / in.topk_count) + ", " + std::to_string(i % in.topk_count) + "]: ";
+      };
+      if (expert < -1 || expert >= in.experts) {
+        throw WrongArgument(where() + "wanted -1 or an expert below " + std::to_string(in.experts) + ", got " +
+                            std::to_string(expert));
+      }
+      if (expert >= 0 && !in.in_rank[i / in.topk_count * ranks + expert / local]) {
+        throw WrongArgument(where() + "expert " + std::to_string(expert) + " is on rank " + std::to_string(expert / local) +
+                            ", to which is_token_in_rank does not send the token");
+      }
+    }
+
+    begin(Phase::dispatch, post, in.per_expert);
+    check_room();
+    in_ = in;
+    geometry_ = at;
+    open_ = true;
+    HtCounts counts;
+    counts.rank_prefix.assign(static_cast<std::size_t>(ranks * ranks), 0);
+    for (int source = 0; source < ranks; ++source) {
+      for (int r = 0; r < ranks; ++r) {
+        const auto cell = static_cast<std::size_t>(source * ranks + r);
+        counts.rank_prefix[cell] = this->post(source).to_rank[r] + (source > 0 ? counts.rank_prefix[cell - ranks] : 0);
+      }
+      position_[static_cast<std::size_t>(source)] = counts.received;
+      counts.received += this->post(source).to_rank[world_.rank()];
+    }
+    if (in.per_expert != nullptr) {
+      counts.per_expert.assign(static_cast<std::size_t>(local), 0);
+      for (int source = 0; source < ranks; ++source) {
+        const std::int32_t* theirs = world_.control(source).ht_experts[op_ & 1] + world_.rank() * local;
+        for (std::size_t e = 0; e < counts.per_expert.size(); ++e) counts.per_expert[e] += theirs[e];
+      }
+    }
+    return counts;
+  });
+}
+
+void HighThroughput::stage_dispatch_chunk(std::int64_t chunk) const {
+  const int ranks = world_.ranks();
+  std::byte* const base = slot(world_.rank(), staged_);
+  auto* masks = reinterpret_cast<std::uint64_t*>(base);
+  const std::int64_t first = chunk * geometry_.tokens;
+  for (std::int64_t t = first; t < std::min(first + geometry_.tokens, in_.tokens); ++t) {
+    std::uint64_t mask = 0;
+    for (int r = 0; r < ranks; ++r) mask |= static_cast<std::uint64_t>(in_.in_rank[t * ranks + r]) << r;
+    masks[t - first] = mask;
+    if ((mask & ~(std::uint64_t{1} << world_.rank())) == 0) continue;
+    std::byte* record = base + geometry_.records + static_cast<std::size_t>(t - first) * geometry_.record;
+    auto* scales = reinterpret_cast<float*>(record);
+    if (in_.scales_per_row > 0) std::copy_n(in_.scales + t * in_.scales_per_row, in_.scales_per_row, scales);
+    auto* topk = reinterpret_cast<std::int32_t*>(scales + in_.scales_per_row);
+    for (std::int64_t k = 0; k < in_.topk_count; ++k) topk[k] = static_cast<std::int32_t>(in_.topk[t * in_.topk_count + k]);
+    if (in_.weights != nullptr) {
+      std::copy_n(in_.weights + t * in_.topk_count, in_.topk_count, reinterpret_cast<float*>(topk + in_.topk_count));
+    }
+    std::memcpy(record + geometry_.head, in_.x + t * in_.row_bytes, static_cast<std::size_t>(in_.row_bytes));
+  }
+}
+
+void HighThroughput::take_dispatch_chunk(int source, std::int64_t chunk, bool stream, const HtDispatchOutput& out) {
+  const int ranks = world_.ranks();
+  const int self = world_.rank();
+  const std::int64_t first = chunk * geometry_.tokens;
+  const std::int64_t end = std::min<std::int64_t>(first + geometry_.tokens, post(source).tokens);
+  const std::byte* base = slot(source, taken_[static_cast<std::size_t>(source)]);
+  const auto* masks = reinterpret_cast<const std::uint64_t*>(base);
+  const std::int64_t local = in_.experts / ranks;
+  std::int32_t own_topk[kMaxTopk];
+  for (std::int64_t t = first; t < end; ++t) {
+    const std::byte* row;
+    const float* scales;
+    const std::int32_t* topk;
+    const float* weights;
+    if (source == self) {
+      if (!in_.in_rank[t * ranks + self]) continue;
+      row = in_.x + t * in_.row_bytes;
+      scales = in_.scales + t * in_.scales_per_row;
+      for (std::int64_t k = 0; k < in_.topk_count; ++k) {
+        own_topk[k] = static_cast<std::int32_t>(in_.topk[t * in_.topk_count + k]);
+      }
+      topk = own_topk;
+      weights = in_.weights + t * in_.topk_count;
+    } else {
+      if ((masks[t - first] >> self & 1) == 0) continue;
+      const std::byte* record = base + geometry_.records + static_cast<std::size_t>(t - first) * geometry_.record;
+      row = record + geometry_.head;
+      scales = reinterpret_cast<const float*>(record);
+      topk = reinterpret_cast<const std::int32_t*>(scales + in_.scales_per_row);
+      weights = reinterpret_cast<const float*>(topk + in_.topk_count);
+    }
+    const std::int64_t to = position_[static_cast<std::size_t>(source)]++;
+    if (stream) {
+      kernels().stream_copy(out.x + to * in_.row_bytes, row, static_cast<std::size_t>(in_.row_bytes));
+    } else {
+      std::memcpy(out.x + to * in_.row_bytes, row, static_cast<std::size_t>(in_.row_bytes));
+    }
+    if (in_.scales_per_row > 0) std::copy_n(scales, in_.scales_per_row, out.scales + to * in_.scales_per_row);
+    for (std::int64_t k = 0; k < in_.topk_count; ++k) {
+      const std::int64_t expert = topk[k] - self * local;
+      const bool here = expert >= 0 && expert < local;
+      out.topk[to * in_.topk_count + k] = here ? expert : -1;
+      if (in_.weights != nullptr) out.weights[to * in_.topk_count + k] = here ? weights[k] : 0.0f;
+    }
+    out.src_idx[to] = static_cast<std::int32_t>(t);
+  }
+}
+
+void HighThroughput::dispatch_finish(const HtDispatchOutput& out) {
+  guarded(world_, [&] {
+    if (!open_) throw Misuse("dispatch: none was begun");
+    const int ranks = world_.ranks();
+    const int self = world_.rank();
+    const std::int64_t to_stage = ranks == 1 ? 0 : chunks_of(in_.tokens, geometry_.tokens);
+    std::int64_t staged = 0;
+    std::vector<std::int64_t> taken(static_cast<std::size_t>(ranks), 0);
+    std::vector<std::int64_t> to_take(static_cast<std::size_t>(ranks), 0);
+    std::int64_t received = 0;
+    for (int source = 0; source < ranks; ++source) {
+      to_take[static_cast<std::size_t>(source)] = chunks_of(post(source).tokens, geometry_.tokens);
+      received += post(source).to_rank[self];
+    }
+    const bool stream = received * in_.row_bytes >= kStreamFromBytes;
+    const auto takeable = [&](int source) {
+      const auto s = static_cast<std::size_t>(source);
+      return taken[s] < to_take[s] && (source == self || has_staged(source, taken_[s] + 1));
+    };
+    for (;;) {
+      bool moved = false;
+      if (staged < to_stage && slot_free()) {
+        stage_dispatch_chunk(staged++);
+        publish_staged();
+        moved = true;
+      }
+      bool finished = staged == to_stage;
+      for (int source = 0; source < ranks; ++source) {
+        const auto s = static_cast<std::size_t>(source);
+        if (takeable(source)) {
+          take_dispatch_chunk(source, taken[s]++, stream, out);
+          if (source != self) publish_taken(source);
+          moved = true;
+        }
+        finished = finished && taken[s] == to_take[s];
+      }
+      if (finished) break;
+      if (moved) continue;
+      world_.waiter().any(
+          "dispatch",
+          [&] {
+            if (staged < to_stage && slot_free()) return true;
+            for (int source = 0; source < ranks; ++source) {
+              if (takeable(source)) return true;
+            }
+            return false;
+          },
+          [&](int peer) {
+            const auto p = static_cast<std::size_t>(peer);
+            return (taken[p] == to_take[p] || takeable(peer)) && (staged == to_stage || slot_free_of(peer));
+          });
+    }
+    if (stream) store_fence();
+    open_ = false;
+    finish();
+  });
+}
+
+void HighThroughput::combine(const HtCombineInput& in, std::byte* out, float* out_weights) {
+  guarded(world_, [&] {
+    if (open_) throw Misuse("combine: the dispatch before was not finished");
+    const int ranks = world_.ranks();
+    const int self = world_.rank();
+    const std::int64_t row_bytes = in.columns * (in.is_f32 ? 4 : 2);
+    const bool weighted = in.weights != nullptr;
+    const Geometry at = geometry(row_bytes, head_bytes(0, in.topk_count, false), ranks);
+    check_combine(in);
+
+    HighThroughputPost own{};
+    own.phase = Phase::combine;
+    own.tokens = static_cast<std::int32_t>(in.tokens);
+    own.row_bytes = static_cast<std::int32_t>(row_bytes);
+    own.scales = in.is_f32;
+    own.topk = static_cast<std::int32_t>(in.topk_count);
+    own.weights = weighted;
+    begin(Phase::combine, own, nullptr);
+
+    std::int64_t most_tokens = 0;
+    for (int r = 0; r < ranks; ++r) most_tokens = std::max<std::int64_t>(most_tokens, post(r).tokens);
+    const std::int64_t chunks = chunks_of(most_tokens, at.tokens);
+    std::int64_t staged = ranks == 1 ? chunks : 0;
+    std::int64_t taken = 0;
+    // [source]: the next of the rows that came from it and go back to it.
+    std::vector<std::int64_t> cursor(static_cast<std::size_t>(ranks));
+    std::vector<std::int64_t> end(static_cast<std::size_t>(ranks));
+    for (int source = 0; source < ranks; ++source) {
+      const auto s = static_cast<std::size_t>(source);
+      cursor[s] = source == 0 ? 0 : in.rank_prefix[(source - 1) * ranks + self];
+      end[s] = in.rank_prefix[source * ranks + self];
+    }
+    const auto weights_of = [](const std::byte* record) { return reinterpret_cast<const float*>(record); };
+
+    const auto stage = [&](std::int64_t chunk) {
+      std::byte* const base = slot(self, staged_) + 64;
+      const std::int64_t first = chunk * at.tokens;
+      for (int to = 0; to < ranks; ++to) {
+        if (to == self) continue;
+        std::int64_t& row = cursor[static_cast<std::size_t>(to)];
+        for (; row < end[static_cast<std::size_t>(to)] && in.src_idx[row] < first + at.tokens; ++row) {
+          const std::int64_t lane = to * at.tokens + in.src_idx[row] - first;
+          std::byte* record = base + static_cast<std::size_t>(lane) * at.record;
+          if (weighted) std::memcpy(record, in.weights + row * in.topk_count, static_cast<std::size_t>(4 * in.topk_count));
+          std::memcpy(record + at.head, in.x + row * row_bytes, static_cast<std::size_t>(row_bytes));
+        }
+      }
+    };
+
+    const auto reduce = [&](std::int64_t chunk) {
+      const std::byte* rows[kMaxRanks + 2];
+      const float* row_weights[kMaxRanks];
+      float ones[kMaxRanks + 2];
+      std::fill_n(ones, kMaxRanks + 2, 1.0f);
+      const std::int64_t first = chunk * at.tokens;
+      for (std::int64_t t = first; t < std::min(first + at.tokens, in.tokens); ++t) {
+        int count = 0;
+        int sources = 0;
+        for (const std::byte* bias : in.bias) {
+          if (bias != nullptr) rows[count++] = bias + t * row_bytes;
+        }
+        for (int from = 0; from < ranks; ++from) {
+          if (!in.in_rank[t * ranks + from]) continue;
+          if (from == self) {
+            const std::int64_t row = cursor[static_cast<std::size_t>(self)]++;
+            rows[count++] = in.x + row * row_bytes;
+            if (weighted) row_weights[sources++] = in.weights + row * in.topk_count;
+          } else {
+            const std::byte* base = slot(from, taken_[static_cast<std::size_t>(from)]) + 64;
+            const std::byte* record = base + static_cast<std::size_t>(self * at.tokens + t - first) * at.record;
+            rows[count++] = record + at.head;
+            if (weighted) row_weights[sources++] = weights_of(record);
+          }
+        }
+        const auto columns = static_cast<std::size_t>(in.columns);
+        if (in.is_f32) {
+          kernels().sum_f32(reinterpret_cast<const float* const*>(rows), count,
+                            reinterpret_cast<float*>(out + t * row_bytes), columns);
+        } else {
+          kernels().weighted_sum_bf16(reinterpret_cast<const std::uint16_t* const*>(rows), ones, count,
+                                      reinterpret_cast<std::uint16_t*>(out + t * row_bytes), columns);
+        }
+        for (std::int64_t k = 0; weighted && k < in.topk_count; ++k) {
+          float sum = 0.0f;
+          for (int s = 0; s < sources; ++s) sum += row_weights[s][k];
+          out_weights[t * in.topk_count + k] = sum;
+        }
+      }
+    };
+
+    const auto staged_by = [&](int peer) {
+      return peer == self || has_staged(peer, taken_[static_cast<std::size_t>(peer)] + 1);
+    };
+    const auto takeable = [&] {
+      if (taken == chunks) return false;
+      for (int peer = 0; peer < ranks; ++peer) {
+        if (!staged_by(peer)) return false;
+      }
+      return true;
+    };
+    while (staged < chunks || taken < chunks) {
+      bool moved = false;
+      if (staged < chunks && slot_free()) {
+        stage(staged++);
+        publish_staged();
+        moved = true;
+      }
+      if (takeable()) {
+        reduce(taken++);
+        for (int peer = 0; peer < ranks; ++peer) {
+          if (peer != self) publish_taken(peer);
+        }
+        moved = true;
+      }
+      if (!moved) {
+        world_.waiter().any(
+            "combine", [&] { return (staged < chunks && slot_free()) || takeable(); },
+            [&](int peer) {
+              return (taken == chunks || staged_by(peer)) && (staged == chunks || slot_free_of(peer));
+            });
+      }
+    }
+    finish();
+  });
+}
+
+// The handle and x must belong together: everything below is read by its indices.
+void HighThroughput::check_combine(const HtCombineInput& in) const {
+  const int ranks = world_.ranks();
+  const int self = world_.rank();
+  const auto wrong = [](const std::string& what) {
+    throw WrongArgument("handle: " + what + "; give the handle that dispatch returned, unchanged");
+  };
+  std::int64_t row = 0;
+  for (int source = 0; source < ranks; ++source) {
+    const std::int64_t end = in.rank_prefix[source * ranks + self];
+    if (end < row || end > in.received) wrong("rank_prefix_matrix is not ascending within the received rows");
+    for (std::int32_t before = -1; row < end; before = in.src_idx[row++]) {
+      if (in.src_idx[row] <= before) wrong("recv_src_idx is not ascending within a source rank");
+    }
+  }
+  if (row != in.received) {
+    wrong("rank_prefix_matrix has " + std::to_string(row) + " received rows, recv_src_idx " +
+          std::to_string(in.received));
+  }
+  for (int r = 0; r < ranks; ++r) {
+    std::int64_t sent = 0;
+    for (std::int64_t t = 0; t < in.tokens; ++t) sent += in.in_rank[t * ranks + r];
+    const std::int64_t wanted =
+        in.rank_prefix[self * ranks + r] - (self > 0 ? in.rank_prefix[(self - 1) * ranks + r] : 0);
+    if (sent != wanted) {
+      wrong("is_token_in_rank sends " + std::to_string(sent) + " tokens to rank " + std::to_string(r) +
+            ", rank_prefix_matrix " + std::to_string(wanted));
+    }
+  }
+}
+
+}  // namespace ep_core
