@@ -66,8 +66,8 @@ class Buffer(high_throughput.HighThroughputFace):
             num_rdma_bytes: region for low latency, bytes; at least `get_low_latency_rdma_size_hint`, or 0 for none.
                 Memory is taken as it is touched, in each rank's own name.
             low_latency_mode: whether low-latency operations will be used.
-            num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: for networks; the host engine has none.
-            explicitly_destroy: whether `destroy` must be called for the memory to go; otherwise it goes with the buffer.
+            num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: for networks, of which there is none.
+            explicitly_destroy: accepted; memory goes with `destroy` or with the buffer, whichever is first.
             timeout_s: beyond DeepEP: the deadline of every wait, seconds; None: the variable EP_TIMEOUT_S, else 60.
 
         Raises `ValueError` for sizes that differ between ranks or ranks that cannot share memory, and `EPTimeoutError`
@@ -124,7 +124,7 @@ class Buffer(high_throughput.HighThroughputFace):
     def get_low_latency_rdma_size_hint(
         num_max_dispatch_tokens_per_rank: int, hidden: int, num_ranks: int, num_experts: int
     ) -> int:
-        """The least `num_rdma_bytes` for low-latency operations of these sizes, bytes: two halves of 2 E Tmax H and a bit.
+        """The least `num_rdma_bytes` for low-latency operations of these sizes, bytes: twice 2 E Tmax H and a bit.
 
         Untouched pages cost nothing: a half is touched only where rows are staged.
         """
@@ -178,8 +178,8 @@ class Buffer(high_throughput.HighThroughputFace):
                 value = x * (448 / amax) rounded to nearest even. round_scale: scale rounded up to a power of two.
             async_finish: the event may be waited for (on the host it is complete). Not with return_recv_hook.
             return_recv_hook: only send; calling the returned hook receives. At most two operations can be open.
-            out_packed_recv_x, out_packed_recv_x_scales, out_src_info, out_layout_range, out_count: beyond DeepEP: tensors
-                to receive into, each returned as the very object given.
+            out_packed_recv_x, out_packed_recv_x_scales, out_src_info, out_layout_range, out_count: beyond DeepEP:
+                tensors to receive into, each returned as the very object given.
 
         Returns:
             recv_x: bf16 [L, S, H], or (float8_e4m3fn [L, S, H], scales float32 [L, S, H / 128] over storage
@@ -201,7 +201,8 @@ class Buffer(high_throughput.HighThroughputFace):
         _check_max_tokens(num_max_dispatch_tokens_per_rank, self.group_size)
         if tokens > num_max_dispatch_tokens_per_rank:
             raise ValueError(
-                f"x: wanted at most num_max_dispatch_tokens_per_rank={num_max_dispatch_tokens_per_rank} tokens, got {tokens}"
+                f"x: wanted at most num_max_dispatch_tokens_per_rank={num_max_dispatch_tokens_per_rank} tokens, "
+                f"got {tokens}"
             )
         _check_finish(async_finish, return_recv_hook)
         if dispatch_wait_recv_cost_stats is not None:

@@ -58,7 +58,9 @@ def hidden(value: int, fp8: bool, bytes_per_element: int) -> None:
             f"{bytes_per_element} bytes"
         )
     if fp8 and value % SCALE_BLOCK:
-        raise ValueError(f"hidden: use_fp8 wants a multiple of {SCALE_BLOCK} (one scale per {SCALE_BLOCK}), got {value}")
+        raise ValueError(
+            f"hidden: wanted a multiple of {SCALE_BLOCK} for fp8 (one scale for each {SCALE_BLOCK}), got {value}"
+        )
 
 
 def topk(count: int) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from ep_core.errors import EPTimeoutError
 
@@ -67,7 +68,7 @@ def next_name(group: dist.ProcessGroup) -> str:
     return f"ep_core/buffer{_made[group]}"
 
 
-def _store(group: dist.ProcessGroup) -> dist.Store:
+def _store(group: dist.ProcessGroup) -> Store:
     if hasattr(group, "get_group_store"):
         return group.get_group_store()
     return dist.distributed_c10d._get_process_group_store(group)

@@ -21,10 +21,10 @@ namespace ep_core {
 constexpr int kMaxRanks = 64;
 constexpr int kMaxTopk = 32;
 constexpr int kMaxExperts = 65536;
-constexpr int kScaleBlock = 128;          // columns that share one fp8 scale
+constexpr int kScaleBlock = 128;  // columns that share one fp8 scale
 constexpr std::size_t kPage = 4096;
 constexpr std::uint64_t kMagic = 0x3165726f635f7065;  // "ep_core1"
-constexpr std::uint64_t kProtocol = 1;    // changes with the layout of anything below
+constexpr std::uint64_t kProtocol = 1;                // changes with the layout of anything below
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "counters are shared between processes");
 
@@ -59,14 +59,14 @@ struct LowLatencyPost {
 // What a rank says about its high-throughput operation, one per half.
 struct HighThroughputPost {
   Phase phase;
-  std::int32_t tokens;      // dispatch: tokens this rank sends; combine: tokens this rank wants back
+  std::int32_t tokens;  // dispatch: tokens this rank sends; combine: tokens this rank wants back
   std::int32_t row_bytes;
-  std::int32_t scales;      // float32 scales per row
-  std::int32_t topk;        // 0: no top-k travels
-  std::int32_t weights;     // whether weights travel
+  std::int32_t scales;   // float32 scales per row
+  std::int32_t topk;     // 0: no top-k travels
+  std::int32_t weights;  // whether weights travel
   std::int32_t experts;
-  std::int32_t cached;      // dispatch: counts come from a handle, none are published
-  std::int32_t room;        // dispatch: rows this rank has space for; 0: any number
+  std::int32_t cached;  // dispatch: counts come from a handle, none are published
+  std::int32_t room;    // dispatch: rows this rank has space for; 0: any number
   std::int32_t to_rank[kMaxRanks];
 };
 
@@ -80,16 +80,16 @@ struct Control {
   std::int32_t ranks;
 
   Bell bell;
-  Counter mapped;                      // 1: this rank has mapped every peer
+  Counter mapped;  // 1: this rank has mapped every peer
 
-  Counter ll_posted;                   // epoch << 16 | progress, see low_latency.hpp
-  Counter ll_done[2];                  // per half: the last epoch whose peers' data this rank has read
+  Counter ll_posted;   // epoch << 16 | progress, see low_latency.hpp
+  Counter ll_done[2];  // per half: the last epoch whose peers' data this rank has read
   LowLatencyPost ll_post[2];
 
-  Counter ht_posted;                   // the last operation whose post is published
-  Counter ht_done;                     // the last operation this rank has finished
-  Counter ht_staged;                   // chunks this rank has put into its ring, over all operations
-  Counter ht_taken[kMaxRanks];         // [source]: chunks of that source's ring this rank has read
+  Counter ht_posted;            // the last operation whose post is published
+  Counter ht_done;              // the last operation this rank has finished
+  Counter ht_staged;            // chunks this rank has put into its ring, over all operations
+  Counter ht_taken[kMaxRanks];  // [source]: chunks of that source's ring this rank has read
   HighThroughputPost ht_post[2];
   std::int32_t ht_experts[2][kMaxExperts];
 };

@@ -46,11 +46,11 @@ HighThroughput::Geometry HighThroughput::geometry(std::int64_t row_bytes, std::i
   const std::int64_t per_token = static_cast<std::int64_t>(at.record) * lanes + 8;
   at.tokens = std::min((slot_bytes - 64) / per_token, std::max<std::int64_t>(kChunkBytes / per_token, 1));
   if (at.tokens < 1) {
-    throw WrongArgument("num_nvl_bytes: at least " + std::to_string(least_bytes(row_bytes, extra_bytes, world_.ranks())) +
-                        " are wanted for rows of " + std::to_string(row_bytes) + " bytes with " +
-                        std::to_string(extra_bytes) + " bytes of scales, top-k and weights on " +
-                        std::to_string(world_.ranks()) + " ranks, the Buffer was made with " +
-                        std::to_string(world_.nvl_bytes()));
+    throw WrongArgument(
+        "num_nvl_bytes: at least " + std::to_string(least_bytes(row_bytes, extra_bytes, world_.ranks())) +
+        " are wanted for rows of " + std::to_string(row_bytes) + " bytes with " + std::to_string(extra_bytes) +
+        " bytes of scales, top-k and weights on " + std::to_string(world_.ranks()) +
+        " ranks, the Buffer was made with " + std::to_string(world_.nvl_bytes()));
   }
   at.records = align_up(static_cast<std::size_t>(at.tokens) * sizeof(std::uint64_t), 64);
   return at;
@@ -86,8 +86,8 @@ void HighThroughput::check_posts(Phase phase) {
     std::string differs;
     const auto compare = [&](const char* what, std::int64_t a, std::int64_t b) {
       if (a != b && differs.empty()) {
-        differs = std::string(what) + ": rank " + std::to_string(peer) + " gave " + std::to_string(b) +
-                  ", this rank " + std::to_string(a);
+        differs = std::string(what) + ": rank " + std::to_string(peer) + " gave " + std::to_string(b) + ", this rank " +
+                  std::to_string(a);
       }
     };
     if (mine.phase != theirs.phase) {
@@ -126,8 +126,7 @@ void HighThroughput::finish() {
 
 // Whether `peer` has taken what the slot of this rank's next chunk held.
 bool HighThroughput::slot_free_of(int peer) const {
-  const std::uint64_t taken =
-      world_.control(peer).ht_taken[world_.rank()].value.load(std::memory_order_acquire);
+  const std::uint64_t taken = world_.control(peer).ht_taken[world_.rank()].value.load(std::memory_order_acquire);
   return taken + kRingSlots > staged_;
 }
 
@@ -198,8 +197,8 @@ HtCounts HighThroughput::dispatch_begin(const HtDispatchInput& in) {
                             std::to_string(expert));
       }
       if (expert >= 0 && !in.in_rank[i / in.topk_count * ranks + expert / local]) {
-        throw WrongArgument(where() + "expert " + std::to_string(expert) + " is on rank " + std::to_string(expert / local) +
-                            ", to which is_token_in_rank does not send the token");
+        throw WrongArgument(where() + "expert " + std::to_string(expert) + " is on rank " +
+                            std::to_string(expert / local) + ", to which is_token_in_rank does not send the token");
       }
     }
 
@@ -243,7 +242,8 @@ void HighThroughput::stage_dispatch_chunk(std::int64_t chunk) const {
     auto* scales = reinterpret_cast<float*>(record);
     if (in_.scales_per_row > 0) std::copy_n(in_.scales + t * in_.scales_per_row, in_.scales_per_row, scales);
     auto* topk = reinterpret_cast<std::int32_t*>(scales + in_.scales_per_row);
-    for (std::int64_t k = 0; k < in_.topk_count; ++k) topk[k] = static_cast<std::int32_t>(in_.topk[t * in_.topk_count + k]);
+    for (std::int64_t k = 0; k < in_.topk_count; ++k)
+      topk[k] = static_cast<std::int32_t>(in_.topk[t * in_.topk_count + k]);
     if (in_.weights != nullptr) {
       std::copy_n(in_.weights + t * in_.topk_count, in_.topk_count, reinterpret_cast<float*>(topk + in_.topk_count));
     }
@@ -400,7 +400,8 @@ void HighThroughput::combine(const HtCombineInput& in, std::byte* out, float* ou
         for (; row < end[static_cast<std::size_t>(to)] && in.src_idx[row] < first + at.tokens; ++row) {
           const std::int64_t lane = to * at.tokens + in.src_idx[row] - first;
           std::byte* record = base + static_cast<std::size_t>(lane) * at.record;
-          if (weighted) std::memcpy(record, in.weights + row * in.topk_count, static_cast<std::size_t>(4 * in.topk_count));
+          if (weighted)
+            std::memcpy(record, in.weights + row * in.topk_count, static_cast<std::size_t>(4 * in.topk_count));
           std::memcpy(record + at.head, in.x + row * row_bytes, static_cast<std::size_t>(row_bytes));
         }
       }
@@ -474,9 +475,7 @@ void HighThroughput::combine(const HtCombineInput& in, std::byte* out, float* ou
       if (!moved) {
         world_.waiter().any(
             "combine", [&] { return (staged < chunks && slot_free()) || takeable(); },
-            [&](int peer) {
-              return (taken == chunks || staged_by(peer)) && (staged == chunks || slot_free_of(peer));
-            });
+            [&](int peer) { return (taken == chunks || staged_by(peer)) && (staged == chunks || slot_free_of(peer)); });
       }
     }
     finish();

@@ -4,10 +4,10 @@
 // how many chunks are there, each reader's ht_taken how many of them it has read; a slot is written again once every
 // peer has taken what it held. Each rank stages and takes in turn and sleeps only when it can do neither.
 //
-// Dispatch: a chunk is a range of the source's tokens, each staged once whatever the number of destinations, with a mask
-// of them; every receiver gathers its rows. Combine: a chunk is a range of source tokens, the same on every rank; a rank
-// stages the rows it owes each source, and a source reduces a chunk, in rank order, once all ranks have staged it.
-// A rank's own rows never pass through the ring.
+// Dispatch: a chunk is a range of the source's tokens, each staged once whatever the number of destinations, with a
+// mask of them; every receiver gathers its rows. Combine: a chunk is a range of source tokens, the same on every rank;
+// a rank stages the rows it owes each source, and a source reduces a chunk, in rank order, once all ranks have staged
+// it. A rank's own rows never pass through the ring.
 //
 // Memory traffic per rank, in rows: dispatch reads and writes each token sent elsewhere, then reads and writes each row
 // received. Combine reads and writes each row owed to another rank, then reads one row for each (token, destination
@@ -22,20 +22,20 @@
 namespace ep_core {
 
 struct HtDispatchInput {
-  const std::byte* x;               // [tokens, row_bytes]
+  const std::byte* x;  // [tokens, row_bytes]
   std::int64_t row_bytes;
-  const float* scales;              // [tokens, scales_per_row], or null
+  const float* scales;  // [tokens, scales_per_row], or null
   std::int64_t scales_per_row;
-  const std::int64_t* topk;         // [tokens, topk_count], or null
-  const float* weights;             // [tokens, topk_count], or null
-  std::int64_t topk_count;          // 0 without topk
+  const std::int64_t* topk;  // [tokens, topk_count], or null
+  const float* weights;      // [tokens, topk_count], or null
+  std::int64_t topk_count;   // 0 without topk
   std::int64_t tokens;
-  std::int64_t experts;             // 0 when cached
-  const bool* in_rank;              // [tokens, ranks]
-  const std::int32_t* per_rank;     // [ranks], or null: cached
-  const std::int32_t* per_expert;   // [experts], or null: cached
+  std::int64_t experts;               // 0 when cached
+  const bool* in_rank;                // [tokens, ranks]
+  const std::int32_t* per_rank;       // [ranks], or null: cached
+  const std::int32_t* per_expert;     // [experts], or null: cached
   const std::int32_t* cached_prefix;  // [ranks, ranks] of the handle, or null
-  std::int64_t room;                // rows there will be space for; 0: any number
+  std::int64_t room;                  // rows there will be space for; 0: any number
 };
 
 // What a dispatch will receive: known after the notify step, before any row has moved.
@@ -46,25 +46,25 @@ struct HtCounts {
 };
 
 struct HtDispatchOutput {
-  std::byte* x;                     // [received, row_bytes]
-  float* scales;                    // [received, scales_per_row], or null
-  std::int64_t* topk;               // [received, topk_count], local expert or -1; or null
-  float* weights;                   // [received, topk_count]; or null
-  std::int32_t* src_idx;            // [received]
+  std::byte* x;           // [received, row_bytes]
+  float* scales;          // [received, scales_per_row], or null
+  std::int64_t* topk;     // [received, topk_count], local expert or -1; or null
+  float* weights;         // [received, topk_count]; or null
+  std::int32_t* src_idx;  // [received]
 };
 
 struct HtCombineInput {
-  const std::byte* x;               // [received, columns], bf16 or float32
+  const std::byte* x;  // [received, columns], bf16 or float32
   bool is_f32;
   std::int64_t columns;
   std::int64_t received;
-  const float* weights;             // [received, topk_count], or null
+  const float* weights;  // [received, topk_count], or null
   std::int64_t topk_count;
   const std::int32_t* src_idx;      // [received]
   const std::int32_t* rank_prefix;  // [ranks, ranks]
   const bool* in_rank;              // [tokens, ranks]
   std::int64_t tokens;
-  const std::byte* bias[2];         // [tokens, columns] each, or null
+  const std::byte* bias[2];  // [tokens, columns] each, or null
 };
 
 class HighThroughput {
@@ -85,10 +85,10 @@ class HighThroughput {
 
  private:
   struct Geometry {
-    std::int64_t tokens;       // per chunk
-    std::size_t record;        // bytes per row in a slot
-    std::size_t head;          // bytes in front of the row in a record
-    std::size_t records;       // offset of the records in a slot
+    std::int64_t tokens;  // per chunk
+    std::size_t record;   // bytes per row in a slot
+    std::size_t head;     // bytes in front of the row in a record
+    std::size_t records;  // offset of the records in a slot
   };
 
   Geometry geometry(std::int64_t row_bytes, std::int64_t extra_bytes, std::int64_t lanes) const;
@@ -110,12 +110,12 @@ class HighThroughput {
 
   World& world_;
   std::uint64_t op_ = 0;
-  bool open_ = false;                       // between dispatch_begin and dispatch_finish
-  std::uint64_t staged_ = 0;                // own chunks, over all operations
-  std::vector<std::uint64_t> taken_;        // [source], over all operations
+  bool open_ = false;                 // between dispatch_begin and dispatch_finish
+  std::uint64_t staged_ = 0;          // own chunks, over all operations
+  std::vector<std::uint64_t> taken_;  // [source], over all operations
   HtDispatchInput in_{};
   Geometry geometry_{};
-  std::vector<std::int64_t> position_;      // [source]: next row received
+  std::vector<std::int64_t> position_;  // [source]: next row received
 };
 
 }  // namespace ep_core

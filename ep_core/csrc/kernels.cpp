@@ -106,7 +106,8 @@ EP_INLINE void sum_rows_f32(const float* const* rows, int count, float* out, std
   for (; column < columns; column += 4) sum_block_f32<4>(rows, count, out, column);
 }
 
-// float32 to e4m3 bits. Magnitudes that round above 448 become NaN (torch does the same); the quantiser never makes one.
+// float32 to e4m3 bits. Magnitudes that round above 448 become NaN (torch does the same); the quantiser never makes
+// one.
 template <int Lanes>
 EP_INLINE typename Vec<Lanes>::B to_e4m3(const typename Vec<Lanes>::F& value) {
   using V = Vec<Lanes>;
@@ -173,17 +174,17 @@ EP_INLINE std::size_t head_bytes(const void* to, std::size_t bytes) {
   return head < bytes ? head : bytes;
 }
 
-#define EP_KERNELS(suffix, lanes, isa_flags)                                                                        \
-  isa_flags void weighted_sum_##suffix(const std::uint16_t* const* rows, const float* weights, int count,           \
-                                       std::uint16_t* out, std::size_t columns) {                                   \
-    weighted_sum<lanes>(rows, weights, count, out, columns);                                                        \
-  }                                                                                                                 \
-  isa_flags void sum_f32_##suffix(const float* const* rows, int count, float* out, std::size_t columns) {           \
-    sum_rows_f32<lanes>(rows, count, out, columns);                                                                 \
-  }                                                                                                                 \
-  isa_flags void quantise_##suffix(const std::uint16_t* x, std::uint8_t* out, float* scales, std::size_t columns,   \
-                                   bool round_scale) {                                                              \
-    quantise<lanes>(x, out, scales, columns, round_scale);                                                          \
+#define EP_KERNELS(suffix, lanes, isa_flags)                                                                      \
+  isa_flags void weighted_sum_##suffix(const std::uint16_t* const* rows, const float* weights, int count,         \
+                                       std::uint16_t* out, std::size_t columns) {                                 \
+    weighted_sum<lanes>(rows, weights, count, out, columns);                                                      \
+  }                                                                                                               \
+  isa_flags void sum_f32_##suffix(const float* const* rows, int count, float* out, std::size_t columns) {         \
+    sum_rows_f32<lanes>(rows, count, out, columns);                                                               \
+  }                                                                                                               \
+  isa_flags void quantise_##suffix(const std::uint16_t* x, std::uint8_t* out, float* scales, std::size_t columns, \
+                                   bool round_scale) {                                                            \
+    quantise<lanes>(x, out, scales, columns, round_scale);                                                        \
   }
 
 #define EP_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))

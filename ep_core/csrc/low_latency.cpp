@@ -42,14 +42,14 @@ Range unpack(std::int64_t range) { return {range >> 32, range & 0xffffffff}; }
 
 // Byte offsets within one half. Dispatch and combine never use the same half at once.
 struct LowLatency::Layout {
-  std::int64_t local;     // local experts
-  std::int64_t slots;     // rows per local expert
-  std::size_t topk;       // dispatch: int32 [tokens, topk]
-  std::size_t staged;     // dispatch: rows of staged_row bytes
+  std::int64_t local;  // local experts
+  std::int64_t slots;  // rows per local expert
+  std::size_t topk;    // dispatch: int32 [tokens, topk]
+  std::size_t staged;  // dispatch: rows of staged_row bytes
   std::size_t staged_row;
-  std::size_t ranges;     // combine: int64 [local, ranks]
-  std::size_t src_info;   // combine: int32 [local, slots]
-  std::size_t rows;       // combine: bf16 [local, slots, hidden]
+  std::size_t ranges;    // combine: int64 [local, ranks]
+  std::size_t src_info;  // combine: int32 [local, slots]
+  std::size_t rows;      // combine: bf16 [local, slots, hidden]
   std::size_t bytes;
 
   Layout(const LowLatencySizes& sizes, int ranks) {
@@ -83,9 +83,10 @@ std::byte* LowLatency::half(int rank, std::uint64_t epoch) const {
 void LowLatency::check_fits(const LowLatencySizes& sizes) const {
   const std::int64_t wanted = size_hint(sizes, world_.ranks());
   if (world_.rdma_bytes() < wanted) {
-    throw WrongArgument("num_rdma_bytes: " + std::to_string(wanted) + " are wanted for num_max_dispatch_tokens_per_rank=" +
-                        std::to_string(sizes.max_tokens) + ", hidden=" + std::to_string(sizes.hidden) +
-                        ", num_experts=" + std::to_string(sizes.experts) + " on " + std::to_string(world_.ranks()) +
+    throw WrongArgument("num_rdma_bytes: " + std::to_string(wanted) +
+                        " are wanted for num_max_dispatch_tokens_per_rank=" + std::to_string(sizes.max_tokens) +
+                        ", hidden=" + std::to_string(sizes.hidden) + ", num_experts=" + std::to_string(sizes.experts) +
+                        " on " + std::to_string(world_.ranks()) +
                         " ranks (get_low_latency_rdma_size_hint), the Buffer was made with " +
                         std::to_string(world_.rdma_bytes()));
   }
@@ -103,7 +104,8 @@ bool LowLatency::peer_at(int peer, std::uint64_t epoch, std::uint64_t progress) 
 std::uint64_t LowLatency::begin(Phase phase) {
   const std::uint64_t epoch = epoch_ + 1;
   if (pending_[epoch & 1].epoch != 0) {
-    throw Misuse(std::string(name(phase)) + ": the receive hook of the operation before the last has not been called; " +
+    throw Misuse(std::string(name(phase)) +
+                 ": the receive hook of the operation before the last has not been called; " +
                  "at most two operations can be open");
   }
   const std::uint64_t before = epoch > 2 ? epoch - 2 : 0;
@@ -127,8 +129,8 @@ void LowLatency::check_peers(const Pending& op) {
     std::string differs;
     const auto compare = [&](const char* what, std::int64_t a, std::int64_t b) {
       if (a != b && differs.empty()) {
-        differs = std::string(what) + ": rank " + std::to_string(peer) + " gave " + std::to_string(b) +
-                  ", this rank " + std::to_string(a);
+        differs = std::string(what) + ": rank " + std::to_string(peer) + " gave " + std::to_string(b) + ", this rank " +
+                  std::to_string(a);
       }
     };
     if (mine.phase != theirs.phase) {
@@ -212,8 +214,8 @@ LowLatency::Pending& LowLatency::stage_dispatch(const DispatchInput& in, bool ho
     std::byte* row = base + at.staged + static_cast<std::size_t>(t) * at.staged_row;
     const std::uint16_t* from = in.x + static_cast<std::size_t>(t) * hidden;
     if (in.fp8) {
-      kernels().quantise_e4m3(from, reinterpret_cast<std::uint8_t*>(row), reinterpret_cast<float*>(row + hidden), hidden,
-                              in.round_scale);
+      kernels().quantise_e4m3(from, reinterpret_cast<std::uint8_t*>(row), reinterpret_cast<float*>(row + hidden),
+                              hidden, in.round_scale);
     } else {
       std::memcpy(row, from, hidden * sizeof(std::uint16_t));
     }
@@ -244,9 +246,8 @@ void LowLatency::receive_dispatch(Pending& op, const DispatchOutput& out) {
 
   counts_.assign(static_cast<std::size_t>(at.local * ranks), 0);
   for (int source = 0; source < ranks; ++source) {
-    for_each_row(source, [&](std::int32_t, std::int64_t local) {
-      ++counts_[static_cast<std::size_t>(local * ranks + source)];
-    });
+    for_each_row(
+        source, [&](std::int32_t, std::int64_t local) { ++counts_[static_cast<std::size_t>(local * ranks + source)]; });
   }
   cursor_.resize(counts_.size());
   std::int64_t received = 0;
@@ -347,8 +348,9 @@ LowLatency::Pending& LowLatency::stage_combine(const CombineInput& in, bool hook
   bool sorted = true;
   check_handle(in, sorted);
   if (in.zero_copy && offered_ != epoch_ + 1) {
-    throw Misuse("zero_copy: the rows must be in the buffer that get_next_low_latency_combine_buffer(handle) gave since "
-                 "the last low-latency operation");
+    throw Misuse(
+        "zero_copy: the rows must be in the buffer that get_next_low_latency_combine_buffer(handle) gave since "
+        "the last low-latency operation");
   }
   const std::uint64_t epoch = begin(Phase::combine);
   const Layout at = layout(in.sizes);

@@ -1,7 +1,7 @@
 // Low latency: per-expert packed receive buffers of fixed size; rows in order of source rank, token, top-k position.
 //
-// Pull. A source stages each token once in its own segment (as it is, or quantised) with its top-k; every receiver reads
-// all sources' top-k, so it knows where each row goes, and gathers rows straight into the caller's tensors.
+// Pull. A source stages each token once in its own segment (as it is, or quantised) with its top-k; every receiver
+// reads all sources' top-k, so it knows where each row goes, and gathers rows straight into the caller's tensors.
 // Combine goes the same way: an expert's rank stages rows at [local expert, slot] in its segment, and the source rank
 // reads them and reduces in top-k order.
 //
@@ -10,9 +10,9 @@
 // Progress within an epoch is in the low 16 bits of ll_posted: 1 = post, top-k or layout are there; 1 + n = n chunks of
 // rows are there as well; 0xffff = all are. A chunk is a range of source tokens, the same on every rank.
 //
-// Memory traffic per rank, rows of `row` bytes: dispatch reads and writes T rows to stage, then reads and writes one row
-// for each selection received. Combine reads and writes one row for each selection received from another rank (none with
-// zero copy), then reads K rows and writes one for each token.
+// Memory traffic per rank, rows of `row` bytes: dispatch reads and writes T rows to stage, then reads and writes one
+// row for each selection received. Combine reads and writes one row for each selection received from another rank (none
+// with zero copy), then reads K rows and writes one for each token.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ struct LowLatencySizes {
 
 struct DispatchInput {
   LowLatencySizes sizes;
-  const std::uint16_t* x;       // bf16 [tokens, hidden]
-  const std::int64_t* topk;     // [tokens, topk_count], -1 masked
+  const std::uint16_t* x;    // bf16 [tokens, hidden]
+  const std::int64_t* topk;  // [tokens, topk_count], -1 masked
   std::int64_t tokens;
   std::int64_t topk_count;
   bool fp8;
@@ -41,19 +41,19 @@ struct DispatchInput {
 };
 
 struct DispatchOutput {
-  std::byte* x;                 // [local experts, ranks * max_tokens, hidden], bf16 or e4m3
-  float* scales;                // storage [local experts, hidden / 128, ranks * max_tokens], or null
-  std::int32_t* src_info;       // [local experts, ranks * max_tokens]
-  std::int64_t* layout_range;   // [local experts, ranks], begin << 32 | count
-  std::int32_t* count;          // [local experts]
-  std::int32_t* stats;          // [local experts], counts are added; or null
+  std::byte* x;                // [local experts, ranks * max_tokens, hidden], bf16 or e4m3
+  float* scales;               // storage [local experts, hidden / 128, ranks * max_tokens], or null
+  std::int32_t* src_info;      // [local experts, ranks * max_tokens]
+  std::int64_t* layout_range;  // [local experts, ranks], begin << 32 | count
+  std::int32_t* count;         // [local experts]
+  std::int32_t* stats;         // [local experts], counts are added; or null
 };
 
 struct CombineInput {
   LowLatencySizes sizes;
-  const std::uint16_t* x;       // bf16 [local experts, ranks * max_tokens, hidden]
-  const std::int64_t* topk;     // [tokens, topk_count]
-  const float* weights;         // [tokens, topk_count]
+  const std::uint16_t* x;    // bf16 [local experts, ranks * max_tokens, hidden]
+  const std::int64_t* topk;  // [tokens, topk_count]
+  const float* weights;      // [tokens, topk_count]
   const std::int32_t* src_info;
   const std::int64_t* layout_range;
   std::int64_t tokens;
@@ -125,13 +125,13 @@ class LowLatency {
   Pending pending_[2];
 
   // Scratch, kept between operations.
-  std::vector<std::int32_t> selections_;            // [experts]
-  std::vector<std::int32_t> counts_;                // [local experts, ranks]
-  std::vector<std::int32_t> cursor_;                // [local experts, ranks]
-  std::vector<const float*> scale_rows_;            // one per received row, by expert
-  std::vector<const std::uint16_t*> rows_;          // [tokens, topk]
+  std::vector<std::int32_t> selections_;    // [experts]
+  std::vector<std::int32_t> counts_;        // [local experts, ranks]
+  std::vector<std::int32_t> cursor_;        // [local experts, ranks]
+  std::vector<const float*> scale_rows_;    // one per received row, by expert
+  std::vector<const std::uint16_t*> rows_;  // [tokens, topk]
   bool indexed_ = false;
-  std::int64_t reduced_ = 0;                        // tokens of the current combine that are in `out`
+  std::int64_t reduced_ = 0;  // tokens of the current combine that are in `out`
 };
 
 }  // namespace ep_core

@@ -1,5 +1,5 @@
-// The Python binding, ep_core._host. Torch-free: addresses come as integers, shapes and sizes as numbers; ep_core/host.py
-// has checked them. Every call gives up the GIL.
+// The Python binding, ep_core._host. Torch-free: addresses come as integers, shapes and sizes as numbers;
+// ep_core/host.py has checked them. Every call gives up the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -61,14 +61,19 @@ struct Host {
 DispatchInput dispatch_input(std::uintptr_t x, std::uintptr_t topk, std::int64_t tokens, std::int64_t topk_count,
                              std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool fp8,
                              bool round_scale) {
-  return {{max_tokens, hidden, experts}, at<const std::uint16_t>(x), at<const std::int64_t>(topk), tokens, topk_count,
-          fp8, round_scale};
+  return {{max_tokens, hidden, experts},
+          at<const std::uint16_t>(x),
+          at<const std::int64_t>(topk),
+          tokens,
+          topk_count,
+          fp8,
+          round_scale};
 }
 
 DispatchOutput dispatch_output(std::uintptr_t x, std::uintptr_t scales, std::uintptr_t src_info,
                                std::uintptr_t layout_range, std::uintptr_t count, std::uintptr_t stats) {
-  return {at<std::byte>(x),           at<float>(scales),      at<std::int32_t>(src_info),
-          at<std::int64_t>(layout_range), at<std::int32_t>(count), at<std::int32_t>(stats)};
+  return {at<std::byte>(x),        at<float>(scales),      at<std::int32_t>(src_info), at<std::int64_t>(layout_range),
+          at<std::int32_t>(count), at<std::int32_t>(stats)};
 }
 
 CombineInput combine_input(std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::uintptr_t src_info,
@@ -100,8 +105,8 @@ nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> next_combine_buffer(Host& host
   return {reinterpret_cast<std::uint8_t*>(rows), {bytes}, owner};
 }
 
-// Counts for get_dispatch_layout; every expert of topk must be -1 or below `experts`. Returns the flat index of the first
-// that is not, or -1.
+// Counts for get_dispatch_layout; every expert of topk must be -1 or below `experts`. Returns the flat index of the
+// first that is not, or -1.
 std::int64_t dispatch_layout(std::uintptr_t topk_idx, std::int64_t tokens, std::int64_t topk_count,
                              std::int64_t experts, std::int64_t ranks, std::uintptr_t per_rank,
                              std::uintptr_t per_expert, std::uintptr_t in_rank) {
@@ -262,11 +267,18 @@ NB_MODULE(_host, m) {
              std::uintptr_t weights, std::int64_t topk_count, std::uintptr_t src_idx, std::uintptr_t rank_prefix,
              std::uintptr_t in_rank, std::int64_t tokens, std::uintptr_t bias_0, std::uintptr_t bias_1,
              std::uintptr_t out, std::uintptr_t out_weights) {
-            host.high_throughput.combine(
-                {at<const std::byte>(x), is_f32, columns, received, at<const float>(weights), topk_count,
-                 at<const std::int32_t>(src_idx), at<const std::int32_t>(rank_prefix), at<const bool>(in_rank), tokens,
-                 {at<const std::byte>(bias_0), at<const std::byte>(bias_1)}},
-                at<std::byte>(out), at<float>(out_weights));
+            host.high_throughput.combine({at<const std::byte>(x),
+                                          is_f32,
+                                          columns,
+                                          received,
+                                          at<const float>(weights),
+                                          topk_count,
+                                          at<const std::int32_t>(src_idx),
+                                          at<const std::int32_t>(rank_prefix),
+                                          at<const bool>(in_rank),
+                                          tokens,
+                                          {at<const std::byte>(bias_0), at<const std::byte>(bias_1)}},
+                                         at<std::byte>(out), at<float>(out_weights));
           },
           release);
 }

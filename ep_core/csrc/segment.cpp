@@ -47,7 +47,7 @@ Descriptor open_peer_memfd(int pid, int fd) {
 }
 
 std::size_t file_bytes(const Descriptor& fd) {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd.get(), &status) != 0) fail("cannot read the size of a segment");
   return static_cast<std::size_t>(status.st_size);
 }

@@ -30,7 +30,8 @@ void relax() {
 }
 
 void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t seen, nanoseconds limit) {
-  const timespec wait{static_cast<time_t>(limit.count() / 1'000'000'000), static_cast<long>(limit.count() % 1'000'000'000)};
+  const timespec wait{static_cast<time_t>(limit.count() / 1'000'000'000),
+                      static_cast<long>(limit.count() % 1'000'000'000)};
   ::syscall(SYS_futex, &word, FUTEX_WAIT, seen, &wait, nullptr, 0);
 }
 

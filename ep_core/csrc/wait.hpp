@@ -77,8 +77,8 @@ class Waiter {
   // Returns when ready() is true, whichever peer makes it so; a timeout names every rank for which settled(r) is false.
   template <class Ready, class F>
   void any(const char* phase, const Ready& ready, const F& settled) const {
-    sleep_any(phase, ArrivedRef(settled), [](const void* object) { return (*static_cast<const Ready*>(object))(); },
-              &ready);
+    sleep_any(
+        phase, ArrivedRef(settled), [](const void* object) { return (*static_cast<const Ready*>(object))(); }, &ready);
   }
 
   double timeout_s() const { return timeout_s_; }

@@ -13,8 +13,8 @@ Descriptor open_process(int pid) { return Descriptor(static_cast<int>(::syscall(
 
 }  // namespace
 
-World::World(int rank, int ranks, std::int64_t nvl_bytes, std::int64_t rdma_bytes, double timeout_s,
-             const Token& token, std::function<void()> check_signals)
+World::World(int rank, int ranks, std::int64_t nvl_bytes, std::int64_t rdma_bytes, double timeout_s, const Token& token,
+             std::function<void()> check_signals)
     : rank_(rank),
       ranks_(ranks),
       nvl_bytes_(nvl_bytes),
@@ -102,9 +102,9 @@ World::Use::Use(World& world) : world_(world) {
                              ": a forked child cannot use it, make its own");
   }
   if (!world.connected_ || !world.broken_.empty()) {
-    throw std::runtime_error("this Buffer cannot be used: " +
-                             (world.broken_.empty() ? std::string("it is not connected") : world.broken_) +
-                             "; make a new one on all ranks");
+    throw std::runtime_error(
+        "this Buffer cannot be used: " + (world.broken_.empty() ? std::string("it is not connected") : world.broken_) +
+        "; make a new one on all ranks");
   }
   if (world.busy_.exchange(true, std::memory_order_acquire)) {
     throw std::runtime_error("this Buffer is in use by another thread: one operation at a time");

@@ -1,7 +1,7 @@
 // The ranks of one buffer and their segments: what every operation stands on.
 //
-// A segment is [Control | low-latency region, rdma_bytes | high-throughput ring, nvl_bytes]; every rank maps all of them.
-// Next to read: low_latency.hpp, high_throughput.hpp.
+// A segment is [Control | low-latency region, rdma_bytes | high-throughput ring, nvl_bytes]; every rank maps all of
+// them. Next to read: low_latency.hpp, high_throughput.hpp.
 #pragma once
 
 #include <array>

@@ -1,0 +1,58 @@
+"""`python -m ep_core`: what was built, what can be used here, and why not the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from ep_core import _host
+
+
+def host_obstacle() -> str:
+    """Why the host engine cannot be used here; empty when it can."""
+    if sys.platform != "linux":
+        return f"it needs Linux, this is {sys.platform}"
+    try:
+        fd = os.memfd_create("ep_core-probe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except (AttributeError, OSError) as error:
+        return f"the kernel gives no memfd: {error}"
+    try:
+        probe = os.open(f"/proc/{os.getpid()}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return f"/proc/<pid>/fd cannot be opened, through which ranks find each other: {error}"
+    else:
+        os.close(probe)
+    finally:
+        os.close(fd)
+    return ""
+
+
+def report() -> str:
+    """The whole report, lines of `name: fact`."""
+    obstacle = host_obstacle()
+    pidfd = hasattr(os, "pidfd_open") and Path("/proc/self/fdinfo").exists()
+    lines = [
+        f"ep_core {metadata.version('epwatch')} on {platform.system()} {platform.release()} {platform.machine()}",
+        f"python {platform.python_version()}, torch {torch.__version__}",
+        "",
+        "built",
+        f"  host: {_host.COMPILER}; instruction sets {_host.ISAS_BUILT}; up to {_host.MAX_RANKS} ranks, "
+        f"top-k up to {_host.MAX_TOPK}",
+        "  cuda: not built in this version",
+        "usable here",
+        f"  host: {'no: ' + obstacle if obstacle else 'yes, on CPU tensors'}",
+        f"    instruction set in use: {_host.ISA} (EP_CORE_ISA chooses a lesser one)",
+        f"    cores for this process: {len(os.sched_getaffinity(0))}",
+        f"    ended peers are noticed at once: {'yes' if pidfd else 'no, only at the deadline'}",
+        "  cuda: no: not built in this version",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(report())
