@@ -23,6 +23,7 @@ class RunFacts:
     number: int | None
     case: str
     platform: str
+    cluster: str
     outcome: str
     why: str
     values: Mapping[tuple[str, str], float]
@@ -39,7 +40,7 @@ def facts_of_night(connection: Connection, night: int) -> list[RunFacts]:
     ).all()
     there = set(connection.execute(select(RunRow.id).where(RunRow.night_id == night)).scalars())
     there.update(row.id for row in planned if row.id is not None)
-    missing = [RunFacts(row.run_id, None, row.key, "", "missing", "", {}) for row in planned if row.id is None]
+    missing = [RunFacts(row.run_id, None, row.key, "", "", "missing", "", {}) for row in planned if row.id is None]
     return [*facts_of_runs(connection, sorted(there)), *missing]
 
 
@@ -55,7 +56,16 @@ def facts_of_runs(connection: Connection, numbers: Sequence[int]) -> list[RunFac
         ):
             values[run][phase, name] = value
         facts += [
-            RunFacts(row.run_id, row.id, row.key, row.platform, row.outcome, row.message or "", values[row.id])
+            RunFacts(
+                row.run_id,
+                row.id,
+                row.key,
+                row.platform,
+                row.cluster,
+                row.outcome,
+                row.message or "",
+                values[row.id],
+            )
             for row in connection.execute(
                 select(
                     RunRow.id,
@@ -63,6 +73,7 @@ def facts_of_runs(connection: Connection, numbers: Sequence[int]) -> list[RunFac
                     RunRow.outcome,
                     CaseRow.key,
                     PlatformRow.key.label("platform"),
+                    PlatformRow.cluster,
                     FailureRow.message,
                 )
                 .join(CaseRow, CaseRow.id == RunRow.case_id)

@@ -260,16 +260,27 @@ def _judge(
 
 
 def _groups(facts: Sequence[RunFacts]) -> dict[tuple[str, str], list[RunFacts]]:
-    """Runs by case and platform; a missing run counts against every platform its case ran on."""
+    """Runs by case and platform.
+
+    A run without a number counts against its platform's group; where that has no ok run (the record may have been
+    written by whoever found the job dead), against every group of its case on that cluster; a missing run, of which
+    nothing is known, against every group of its case.
+    """
     groups: dict[tuple[str, str], list[RunFacts]] = {}
     for one in facts:
-        if one.outcome != "missing":
+        if one.outcome == "ok":
             groups.setdefault((one.case, one.platform), []).append(one)
+    clusters = {key: runs[0].cluster for key, runs in groups.items()}
     for one in facts:
-        if one.outcome == "missing":
-            homes = [key for key in groups if key[0] == one.case]
-            for key in homes or [(one.case, "")]:
-                groups.setdefault(key, []).append(one)
+        if one.outcome == "ok":
+            continue
+        home = (one.case, one.platform)
+        homes = [home]
+        if home not in clusters:
+            alike = [key for key in clusters if key[0] == one.case and one.cluster in ("", clusters[key])]
+            homes = alike or homes
+        for key in homes:
+            groups.setdefault(key, []).append(one)
     return groups
 
 

@@ -204,6 +204,17 @@ def test_platforms_are_never_mixed(based, spool):
     }
 
 
+def test_a_failure_recorded_by_another_process_still_counts_against_the_case(based, spool):
+    """Whoever finds a job dead may describe the machine otherwise than the ranks did."""
+    planned = plan("second")
+    run_night(based, spool, "second", planned, bad={4: "missing"})
+    found_dead = msgspec.structs.replace(PLATFORM, devices_per_node=1)
+    records.write(failed_record("hung", run_id=planned[4].run_id, night="second", platform=found_dead), spool)
+    collect(based, spool)
+    verdict = judge_night(based, "second", baseline="main")
+    assert [(one.verdict, one.platform_key) for one in verdict.series] == [("hung", PLATFORM.key)] * 2
+
+
 def test_an_unplanned_run_of_the_night_is_judged_too(based, spool):
     run_night(based, spool, "second")
     records.write(failed_record("failed", "boom", night="second", case=OTHER), spool)
