@@ -51,12 +51,22 @@ def expert_factor(expert: torch.Tensor) -> torch.Tensor:
 def check_dispatch(case: Case, rank: int, received: Received) -> int:
     """Compare one dispatch on this rank with what the case says. Returns the number of rows looked at."""
     topk_idx = torch.from_numpy(routing.all_selections(case))
+    _check_shapes(received)
     if case.mode == "ll":
         _check_packed(case, rank, received, topk_idx)
     else:
         _check_ranked(case, rank, received, topk_idx)
     _check_rows(case, received)
     return len(received.source)
+
+
+def _check_shapes(received: Received) -> None:
+    """Every description of rows must be of the same number of rows."""
+    wanted = len(received.x)
+    for name in ("source", "token", "scales", "expert", "slot", "topk_idx", "topk_weights"):
+        described = getattr(received, name)
+        if described is not None and len(described) != wanted:
+            raise WrongAnswer(f"{name} describes {len(described)} rows, x holds {wanted}")
 
 
 def _same(what: str, got: torch.Tensor, wanted: torch.Tensor, row_name: str = "entry") -> None:
@@ -207,7 +217,9 @@ def _fp8_differs(received: Received, rows: torch.Tensor, wanted: torch.Tensor) -
         raise WrongAnswer("fp8 rows were received without scales")
     scales, expected = received.scales[rows], fp8_scales(wanted)
     if scales.shape != expected.shape:
-        raise WrongAnswer(f"scales have shape {tuple(scales.shape)}, wanted {tuple(expected.shape)}")
+        raise WrongAnswer(
+            f"scales of {len(rows)} rows have shape {tuple(scales.shape)}, wanted {tuple(expected.shape)}"
+        )
     bad = torch.nonzero(~((scales - expected).abs() <= SCALE_TOLERANCE * expected))
     if len(bad):
         at, block = int(bad[0, 0]), int(bad[0, 1])
@@ -218,7 +230,7 @@ def _fp8_differs(received: Received, rows: torch.Tensor, wanted: torch.Tensor) -
     scaled = wanted.float() / scales.repeat_interleave(FP8_BLOCK, 1)
     exponent = torch.frexp(scaled).exponent.sub(1).clamp_min(FP8_LEAST_EXPONENT)
     exponent[scaled == 0] = FP8_LEAST_EXPONENT
-    half_step = torch.ldexp(torch.ones(()), exponent - FP8_MANTISSA_BITS - 1)
+    half_step = torch.ldexp(torch.ones_like(scaled), exponent - FP8_MANTISSA_BITS - 1)
     # The quotient itself is rounded to float32 before it is rounded to e4m3, here and there.
     allowed = half_step + scaled.abs() * SCALE_TOLERANCE
     return ~((received.x[rows].float() - scaled).abs() <= allowed)
