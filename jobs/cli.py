@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -97,17 +98,32 @@ def cli() -> None:
     """The nightly performance watch for expert-parallel dispatch and combine."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The command was told to end by another signal than Ctrl-C's, and ends the same way."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+def _end_like_an_interrupt(number: int, _: object) -> None:
+    """Signal handler: what is being measured is ended and what was measured is kept, as after Ctrl-C."""
+    Terminated.exit_code = 128 + number
+    raise Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; the console script `epwatch`."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end_like_an_interrupt)
     try:
         code = cli.main(args=None if arguments is None else list(arguments), prog_name="epwatch", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("epwatch: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except (KeyboardInterrupt, click.Abort) as error:
+        print(f"epwatch: interrupted{': ' if str(error) else ''}{error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, Terminated) else EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

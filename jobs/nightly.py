@@ -25,7 +25,7 @@ from jobs.local import LocalCluster
 from jobs.packing import PackedJob, new_night_id, pack, plan_runs
 from jobs.plan import Plan
 from jobs.progress import Update
-from jobs.spool import find_records
+from jobs.spool import bring_home, find_records
 
 if TYPE_CHECKING:
     from regress_db.history import History
@@ -72,11 +72,13 @@ def measure_night(plan: Plan, history: History, spool: Path, update: Update) -> 
             for job in manifest.jobs:
                 _run_job(cluster, _spec(plan, job, folder, spool), folder / job.name, spool, done, update)
                 # Between jobs and never during one: ingestion is work for the machine that is being measured.
-                _collect(history, spool)
+                bring_home(history, spool)
                 done += len(job.runs)
                 update(done, f"{job.name} measured")
+        except KeyboardInterrupt as interrupt:
+            raise type(interrupt)(f"night {manifest.night} keeps what it has measured, the rest is missing") from None
         finally:
-            _collect(history, spool)
+            bring_home(history, spool)
             close_night(history, manifest.night, datetime.datetime.now(datetime.UTC))
     return manifest
 
@@ -139,10 +141,3 @@ def _stopped(submitted: SubmittedJob) -> Iterator[None]:
         yield
     finally:
         submitted.stop()
-
-
-def _collect(history: History, spool: Path) -> None:
-    """Ingest what lies in the spool."""
-    from regress_db.ingest import collect
-
-    collect(history, spool)

@@ -27,22 +27,18 @@ _AGO = re.compile(r"(\d+)([hdw])")
 _AGO_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
-class Moment(click.ParamType[datetime.datetime]):
-    """A time: 2026-11-22, 2026-11-22T02:00 (UTC unless a zone is given), or an age such as 36h, 7d, 2w."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime.datetime:
-        """The aware time that the text names."""
-        if isinstance(value, datetime.datetime):
-            return value
-        if ago := _AGO.fullmatch(value):
-            return datetime.datetime.now(datetime.UTC) - datetime.timedelta(**{_AGO_UNITS[ago[2]]: int(ago[1])})
-        try:
-            moment = datetime.datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no time: write 2026-11-22, 2026-11-22T02:00 or 7d (h, d, w: ago)", param, ctx)
-        return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+def _moment(ctx: click.Context, parameter: click.Parameter, value: str | None) -> datetime.datetime | None:
+    """The aware time that an option's text names: a date or time, UTC unless it has a zone, or an age such as 7d."""
+    if value is None:
+        return None
+    if ago := _AGO.fullmatch(value):
+        return datetime.datetime.now(datetime.UTC) - datetime.timedelta(**{_AGO_UNITS[ago[2]]: int(ago[1])})
+    try:
+        moment = datetime.datetime.fromisoformat(value)
+    except ValueError:
+        wanted = "write 2026-11-22, 2026-11-22T02:00 or an age: 36h, 7d, 2w"
+        raise click.BadParameter(f"{value!r} is no time: {wanted}", ctx, parameter) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
 def selection_options(command: Command) -> Command:
@@ -59,8 +55,8 @@ def selection_options(command: Command) -> Command:
         click.option("--platform", metavar="PATTERN", help="Only platforms whose key matches."),
         click.option("--night", metavar="ID", help="Only runs of this night."),
         click.option("--commit", metavar="HEX", help="Only runs of code under test at this commit (its head will do)."),
-        click.option("--since", type=Moment(), metavar="TIME", help="Only runs from then on: 2026-11-22, 7d, 36h."),
-        click.option("--until", type=Moment(), metavar="TIME", help="Only runs before then."),
+        click.option("--since", callback=_moment, metavar="TIME", help="Only runs from then on: 2026-11-22, 7d, 36h."),
+        click.option("--until", callback=_moment, metavar="TIME", help="Only runs before then."),
     ]
     for option in reversed(options):
         command = option(command)

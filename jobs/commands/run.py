@@ -116,6 +116,7 @@ def run(
     from jobs.packing import pack, plan_runs
     from jobs.places import open_history, spool_folder
     from jobs.selection import chosen_cases
+    from jobs.spool import bring_home
 
     named = chosen_cases(keys, suites)
     cases = list(dict.fromkeys(overrides.apply(case, os.environ) for case in named))
@@ -133,10 +134,7 @@ def run(
             records = _measure(jobs, place, logs, warmup, iters, deadline_s)
         finally:
             if history is not None:
-                from regress_db.ingest import collect
-
-                for file, reason in collect(history, place).quarantined:
-                    print(f"epwatch: {file} is in quarantine: {reason}", file=sys.stderr)
+                bring_home(history, place)
 
     order = {case: index for index, case in enumerate(cases)}
     records.sort(key=lambda record: (order[record.case], record.repeat))
