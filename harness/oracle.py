@@ -26,6 +26,7 @@ FP8_LEAST_EXPONENT = -6
 SCALE_TOLERANCE = 1e-6
 POISON_INTEGER = -7777777
 _FACTOR_EXPONENTS = 16
+_SHIFTS = 17
 _CACHED_ROWS = 32
 
 
@@ -46,6 +47,17 @@ def expert_factor(expert: torch.Tensor) -> torch.Tensor:
     exponent = (expert * 7) % _FACTOR_EXPONENTS - _FACTOR_EXPONENTS // 2
     sign = 1 - 2 * ((expert // _FACTOR_EXPONENTS) % 2)
     return torch.ldexp(sign.to(torch.float32), exponent)
+
+
+def expert_shift(expert: torch.Tensor, hidden: int) -> torch.Tensor:
+    """By how many columns a global expert rotates its rows to the left: without it a token's outputs would all be
+    multiples of one row, and few sums would round differently in another order."""
+    return (expert % _SHIFTS) % hidden
+
+
+def _windows(rows: torch.Tensor) -> torch.Tensor:
+    """[N, H + 1, H]: a view in which [n, s] is row n rotated to the left by s columns."""
+    return torch.cat([rows, rows], 1).unfold(1, rows.shape[1], 1)
 
 
 def check_dispatch(case: Case, rank: int, received: Received) -> int:
@@ -239,14 +251,17 @@ def _fp8_differs(received: Received, rows: torch.Tensor, wanted: torch.Tensor) -
 def expert_output(case: Case, rank: int, received: Received) -> torch.Tensor:
     """What this rank's experts return for the rows received: bf16 [N, H], in the order of `received`.
 
-    `ll`: the token's row times its expert's factor. `ht`: the float32 sum over the row's local selections, in top-k
-    order, of weight times factor times row, rounded once to bf16. For bf16 the row is the one received; for fp8 it is
-    the unquantised token that `check_dispatch` found it to be, so that the source can recompute it exactly.
+    An expert rotates the token's row by its shift and multiplies it by its factor, which is exact. `ll`: just that.
+    `ht`: the float32 sum of it over the row's local selections, in top-k order, weighted, rounded once to bf16.
+    For bf16 the row is the one received; for fp8 it is the unquantised token that `check_dispatch` found it to be, so
+    that the source can recompute it exactly.
     """
     rows = received.x if case.dtype == "bf16" else _originals(case, received)
     first = rank * case.experts_per_rank
     if received.expert is not None:
-        return (rows.float() * expert_factor(received.expert + first)[:, None]).to(torch.bfloat16)
+        expert = received.expert + first
+        rotated = _windows(rows)[torch.arange(len(rows)), expert_shift(expert, case.hidden)]
+        return rotated * expert_factor(expert)[:, None].to(torch.bfloat16)
     if received.topk_idx is None or received.topk_weights is None:
         raise WrongAnswer("the backend described its rows without topk_idx or topk_weights, which mode ht needs")
     local = received.topk_idx.to(torch.int64)
@@ -262,19 +277,22 @@ def _originals(case: Case, received: Received) -> torch.Tensor:
 
 
 def _weighted(x: torch.Tensor, topk_idx: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-    """bf16 [N, H]: sum in float32 in top-k order of weight * (x * factor), -1 skipped, rounded once.
+    """bf16 [N, H]: sum in float32 in top-k order of weight * expert(x), -1 skipped, rounded once.
 
     Product and sum are rounded apart. A factor is a power of two, so that scaling the weight instead of the row gives
     the same bits; a skipped entry adds a zero, which changes no sum that began at +0.
     """
     result = torch.empty(x.shape, dtype=torch.bfloat16)
-    scale = torch.where(topk_idx >= 0, topk_weights * expert_factor(topk_idx.clamp_min(0)), 0.0)
+    expert = topk_idx.clamp_min(0)
+    scale = torch.where(topk_idx >= 0, topk_weights * expert_factor(expert), 0.0)
+    shift = expert_shift(expert, x.shape[1])
     for first in range(0, len(x), _CACHED_ROWS):
         block = slice(first, first + _CACHED_ROWS)
-        rows = x[block].float()
-        total, product = torch.zeros_like(rows), torch.empty_like(rows)
+        windows = _windows(x[block].float())
+        each = torch.arange(len(windows))
+        total = torch.zeros(len(windows), x.shape[1])
         for column in range(topk_idx.shape[1]):
-            total += torch.mul(rows, scale[block, column, None], out=product)
+            total += windows[each, shift[block, column]].mul_(scale[block, column, None])
         result[block] = total
     return result
 
