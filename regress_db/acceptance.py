@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from harness.case import Case
 from harness.errors import CaseError
 from harness.record import PhaseResult, Record, Stats
 
@@ -51,6 +52,12 @@ def _faults(record: Record) -> Iterator[str]:
     for name in ("ranks", "nodes", "tokens", "hidden", "topk", "experts", "seed"):
         if abs(getattr(case, name)) > _LARGEST:
             yield f"the case's {name} does not fit 64 bits"
+    try:
+        readable = Case.parse(case.key) == case
+    except CaseError:
+        readable = False
+    if not readable:
+        yield f"the case's key {case.key!r} cannot be read back"
     on_nodes = [rank for node in record.nodes for rank in node.ranks]
     if len(set(on_nodes)) != len(on_nodes):
         yield "a rank stands on two nodes"

@@ -86,7 +86,7 @@ def set_baseline(
             {"name": name, "set_by": who, "set_at": moment, "reason": why},
         ).scalar_one()
         connection.execute(insert(BaselineRunRow), [{"baseline_id": number, "run": run} for run in chosen])
-        return _load(connection, BaselineRow.id == number)[0]
+        return load_baselines(connection, BaselineRow.id == number)[0]
 
 
 def retire_baseline(history: History, name: str, *, who: str, why: str, when: datetime | None = None) -> None:
@@ -100,13 +100,13 @@ def retire_baseline(history: History, name: str, *, who: str, why: str, when: da
 def list_baselines(history: History, *, retired: bool = False) -> list[Baseline]:
     """The live baselines by name; with `retired`, the others too, newest first within a name."""
     with history.read() as connection:
-        return _load(connection, None if retired else BaselineRow.retired_at.is_(None))
+        return load_baselines(connection, None if retired else BaselineRow.retired_at.is_(None))
 
 
 def show_baseline(history: History, name: str) -> Baseline:
     """The live baseline `name`. Raises `NotFoundError` where there is none."""
     with history.read() as connection:
-        return _load(connection, BaselineRow.id == lookup.live_baseline(connection, name).id)[0]
+        return load_baselines(connection, BaselineRow.id == lookup.live_baseline(connection, name).id)[0]
 
 
 def _say_who_and_why(who: str, why: str) -> None:
@@ -153,7 +153,8 @@ def _choose(connection: Connection, night: str | None, runs: Sequence[str] | Non
     return chosen
 
 
-def _load(connection: Connection, which: ColumnElement[bool] | None) -> list[Baseline]:
+def load_baselines(connection: Connection, which: ColumnElement[bool] | None) -> list[Baseline]:
+    """The baselines for which `which` holds, by name; within a name the newest first."""
     wanted = select(*BaselineRow.__table__.c).order_by(BaselineRow.name, BaselineRow.id.desc())
     rows = connection.execute(wanted if which is None else wanted.where(which)).all()
     members: dict[int, dict[tuple[str, str], list[str]]] = {row.id: defaultdict(list) for row in rows}

@@ -37,9 +37,11 @@ NoNumber = Literal["wrong", "hung", "failed", "missing"]
 Verdict = Literal[Comparison, NoNumber]
 
 WORST_FIRST: tuple[Verdict, ...] = (
-    *("wrong", "hung", "failed", "missing"),
-    *("regressed", "inconclusive", "insufficient", "improved", "unchanged"),
+    *("regressed", "wrong", "hung", "failed", "missing"),
+    *("inconclusive", "insufficient", "improved", "unchanged"),
 )
+"""In the order of the exit codes: a regression first, then what has no valid result."""
+
 NO_NUMBER: tuple[NoNumber, ...] = get_args(NoNumber)
 
 Floor = float | Mapping[str, float] | Callable[[Case], float]

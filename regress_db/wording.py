@@ -10,8 +10,13 @@ from regress_db.judge import Judgement
 
 def percent(change: float) -> str:
     """A relative change as a signed percentage with a sensible number of digits: `+3.1 %`."""
-    value = change * 100
+    value = round(change * 100, 1) + 0.0
     return f"{value:+.0f} %" if abs(value) >= 99.5 else f"{value:+.1f} %"
+
+
+def size(change: float) -> str:
+    """A relative change without its sign, such as a floor: `10 %`."""
+    return f"{change * 100:.3g} %"
 
 
 def latency(value_us: float) -> str:
@@ -66,18 +71,16 @@ def sentence_of(
         f"{percent(judgement.effect or 0.0)}, interval {interval(judgement.low or 0.0, judgement.high or 0.0)}; "
         f"{runs(new_runs)} against {baseline_runs} of baseline {baseline!r}"
     )
-    seen = f"a slowing of {percent(judgement.detectable or 0.0)} or more would most likely have been seen"
+    seen = f"a slowing of {size(judgement.detectable or 0.0)} or more would most likely have been seen"
     match verdict:
         case "regressed":
-            return f"{subject} got slower: {compared}; the smallest change that counts is {percent(floor)}."
+            return f"{subject} got slower: {compared}; the smallest change that counts is {size(floor)}."
         case "improved":
             return f"{subject} got faster: {compared}."
         case "unchanged":
             return f"{subject} is unchanged: {compared}; {seen}."
         case _:
-            return (
-                f"{subject} cannot be decided: {compared}; the smallest change that counts is {percent(floor)}; {seen}."
-            )
+            return f"{subject} cannot be decided: {compared}; the smallest change that counts is {size(floor)}; {seen}."
 
 
 def _no_number(verdict: str, bad: int, planned: int, reason: str) -> str:

@@ -172,6 +172,8 @@ def contradictions():
         "ended_at": replace(ok, ended_at="2026-10-01T02:00:00"),
         "no failure says why": replace(ok, outcome="failed", phases=[]),
         "but there are timings": replace(ok, outcome="hung", failure=failed_record().failure),
+        "cannot be read back": replace(failed_record(), case=replace(CASE, backend="a/b")),
+        "key 'ep_core/ll/cpu/r2n1/t-1/": replace(failed_record(), case=replace(CASE, tokens=-1)),
         "does not fit 64 bits": replace(ok, case=replace(CASE, seed=2**70)),
     }
 
