@@ -113,7 +113,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
     widest = max(len(column.title or "") for column in shown)
     for row in rows:
         for column in shown:
-            console.print(Text(f"{column.title:<{widest}}  {column.shown(row)}"), overflow="fold", soft_wrap=True)
+            console.print(Text(f"{column.title:<{widest}}  {column.shown(row)}"), soft_wrap=True)
         console.print()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,17 +84,18 @@ def _check_baseline(history: History, plan: Plan, baseline: str | None) -> None:
 
 def _report(history: History, plan: Plan, night: str, path: str | None) -> Path | None:
     """Write the HTML report; where it is, or None where the plan wants none."""
+    from regress_db.errors import HistoryError
     from regress_db.report import write_report
 
     where = path or plan.plan.report.format(night=night, plan=plan.name)
     if not where:
         return None
     try:
-        write_report(history, night, Path(where))
-    except OSError as error:
-        print(f"epwatch: cannot write the report {where}: {error.strerror or error}", file=sys.stderr)
+        return write_report(history, night, Path(where), command=shlex.join(["epwatch", "nightly", plan.path]))
+    except HistoryError as error:
+        # The verdict stands without its report.
+        print(f"epwatch: {error}", file=sys.stderr)
         return None
-    return Path(where)
 
 
 def _head(judged: Judged, report: Path | None) -> dict[str, object]:

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def on_terminal(arguments: list[str], columns: int, cwd: Path) -> str:
     with subprocess.Popen(
         [sys.executable, "-m", "jobs", *arguments],
         cwd=cwd,
-        env=clean_environment(TERM="dumb", NO_COLOR="1"),
+        env=clean_environment(TERM="xterm", NO_COLOR="1"),
         stdout=theirs,
         stderr=theirs,
     ) as process:
@@ -177,7 +178,7 @@ def on_terminal(arguments: list[str], columns: int, cwd: Path) -> str:
             said += piece
         assert process.wait(timeout=30) == 0
     os.close(ours)
-    return said.decode().replace("\r\n", "\n")
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode()).replace("\r\n", "\n")
 
 
 def test_a_narrow_terminal_folds_and_cuts_nothing(tmp_path):
