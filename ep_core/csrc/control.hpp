@@ -61,9 +61,8 @@ struct HighThroughputPost {
   Phase phase;
   std::int32_t tokens;  // dispatch: tokens this rank sends; combine: tokens this rank wants back
   std::int32_t row_bytes;
-  std::int32_t scales;   // float32 scales per row
-  std::int32_t topk;     // 0: no top-k travels
-  std::int32_t weights;  // whether weights travel
+  std::int32_t scales;  // float32 scales per row
+  std::int32_t topk;    // 0: neither top-k nor weights travel
   std::int32_t experts;
   std::int32_t cached;  // dispatch: counts come from a handle, none are published
   std::int32_t room;    // dispatch: rows this rank has space for; 0: any number

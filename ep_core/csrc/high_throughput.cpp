@@ -17,9 +17,7 @@ constexpr std::int64_t kStreamFromBytes = 4 << 20;
 const char* name(Phase phase) { return phase == Phase::dispatch ? "dispatch" : "combine"; }
 
 // What travels in front of a row: scales, then top-k, then weights.
-std::int64_t head_bytes(std::int64_t scales, std::int64_t topk, bool weights) {
-  return 4 * (scales + topk + (weights ? topk : 0));
-}
+std::int64_t head_bytes(std::int64_t scales, std::int64_t topk_words) { return 4 * (scales + topk_words); }
 
 std::int64_t chunks_of(std::int64_t tokens, std::int64_t chunk_tokens) {
   return (tokens + chunk_tokens - 1) / chunk_tokens;
@@ -97,7 +95,6 @@ void HighThroughput::check_posts(Phase phase) {
     compare("x (bytes per row)", mine.row_bytes, theirs.row_bytes);
     compare("x (scales per row)", mine.scales, theirs.scales);
     compare("topk_idx (selections per token)", mine.topk, theirs.topk);
-    compare("topk_weights (1: given)", mine.weights, theirs.weights);
     compare("num_tokens_per_expert (experts)", mine.experts, theirs.experts);
     if (!differs.empty()) {
       finish();
@@ -156,7 +153,7 @@ HtCounts HighThroughput::dispatch_begin(const HtDispatchInput& in) {
   return guarded(world_, [&] {
     if (open_) throw Misuse("dispatch: the dispatch before was not finished");
     const int ranks = world_.ranks();
-    const std::int64_t extra = head_bytes(in.scales_per_row, in.topk_count, in.weights != nullptr);
+    const std::int64_t extra = head_bytes(in.scales_per_row, 2 * in.topk_count);
     // Combine of the same rows must fit too, so it is checked now, when nothing has been sent.
     geometry(in.row_bytes, extra, ranks);
     const Geometry at = geometry(in.row_bytes, extra, 1);
@@ -167,7 +164,6 @@ HtCounts HighThroughput::dispatch_begin(const HtDispatchInput& in) {
     post.row_bytes = static_cast<std::int32_t>(in.row_bytes);
     post.scales = static_cast<std::int32_t>(in.scales_per_row);
     post.topk = static_cast<std::int32_t>(in.topk_count);
-    post.weights = in.weights != nullptr;
     post.experts = static_cast<std::int32_t>(in.experts);
     post.cached = in.per_rank == nullptr;
     post.room = static_cast<std::int32_t>(in.room);
@@ -244,9 +240,7 @@ void HighThroughput::stage_dispatch_chunk(std::int64_t chunk) const {
     auto* topk = reinterpret_cast<std::int32_t*>(scales + in_.scales_per_row);
     for (std::int64_t k = 0; k < in_.topk_count; ++k)
       topk[k] = static_cast<std::int32_t>(in_.topk[t * in_.topk_count + k]);
-    if (in_.weights != nullptr) {
-      std::copy_n(in_.weights + t * in_.topk_count, in_.topk_count, reinterpret_cast<float*>(topk + in_.topk_count));
-    }
+    std::copy_n(in_.weights + t * in_.topk_count, in_.topk_count, reinterpret_cast<float*>(topk + in_.topk_count));
     std::memcpy(record + geometry_.head, in_.x + t * in_.row_bytes, static_cast<std::size_t>(in_.row_bytes));
   }
 }
@@ -293,7 +287,7 @@ void HighThroughput::take_dispatch_chunk(int source, std::int64_t chunk, bool st
       const std::int64_t expert = topk[k] - self * local;
       const bool here = expert >= 0 && expert < local;
       out.topk[to * in_.topk_count + k] = here ? expert : -1;
-      if (in_.weights != nullptr) out.weights[to * in_.topk_count + k] = here ? weights[k] : 0.0f;
+      out.weights[to * in_.topk_count + k] = here ? weights[k] : 0.0f;
     }
     out.src_idx[to] = static_cast<std::int32_t>(t);
   }
@@ -363,8 +357,8 @@ void HighThroughput::combine(const HtCombineInput& in, std::byte* out, float* ou
     const int ranks = world_.ranks();
     const int self = world_.rank();
     const std::int64_t row_bytes = in.columns * (in.is_f32 ? 4 : 2);
-    const bool weighted = in.weights != nullptr;
-    const Geometry at = geometry(row_bytes, head_bytes(0, in.topk_count, false), ranks);
+    const bool weighted = in.topk_count > 0;  // a pointer would not do: no rows, no memory
+    const Geometry at = geometry(row_bytes, head_bytes(0, in.topk_count), ranks);
     check_combine(in);
 
     HighThroughputPost own{};
@@ -373,7 +367,6 @@ void HighThroughput::combine(const HtCombineInput& in, std::byte* out, float* ou
     own.row_bytes = static_cast<std::int32_t>(row_bytes);
     own.scales = in.is_f32;
     own.topk = static_cast<std::int32_t>(in.topk_count);
-    own.weights = weighted;
     begin(Phase::combine, own, nullptr);
 
     std::int64_t most_tokens = 0;

@@ -1,0 +1,109 @@
+"""What dispatch and combine must give, in plain torch, from all ranks' inputs at once.
+
+Every rank can make every rank's inputs from the seed, so checking needs no communication.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Problem:
+    ranks: int
+    max_tokens: int
+    hidden: int
+    topk: int
+    experts: int
+    tokens: tuple[int, ...]
+    seed: int = 0
+    masked: float = 0.0
+    duplicates: bool = False
+
+    @property
+    def local(self) -> int:
+        return self.experts // self.ranks
+
+    @property
+    def slots(self) -> int:
+        return self.ranks * self.max_tokens
+
+
+@dataclass(frozen=True)
+class Inputs:
+    x: torch.Tensor
+    topk_idx: torch.Tensor
+    topk_weights: torch.Tensor
+
+
+def inputs(problem: Problem, rank: int) -> Inputs:
+    make = torch.Generator().manual_seed(problem.seed * 1000 + rank)
+    tokens, topk = problem.tokens[rank], problem.topk
+    x = torch.randn((tokens, problem.hidden), generator=make).bfloat16()
+    if problem.duplicates or topk > problem.experts:
+        idx = torch.randint(0, problem.experts, (tokens, topk), generator=make)
+    else:
+        idx = torch.rand((tokens, problem.experts), generator=make).argsort(1)[:, :topk].contiguous()
+    # No expert may be selected more than max_tokens times by a rank: what is too much is masked.
+    for expert in range(problem.experts):
+        hits = (idx == expert).nonzero()[problem.max_tokens :]
+        idx[hits[:, 0], hits[:, 1]] = -1
+    idx[torch.rand(idx.shape, generator=make) < problem.masked] = -1
+    weights = torch.rand((tokens, topk), generator=make) * 2 - 0.5
+    return Inputs(x, idx.to(torch.int64), weights)
+
+
+def everyone(problem: Problem) -> list[Inputs]:
+    return [inputs(problem, rank) for rank in range(problem.ranks)]
+
+
+def quantise(x: torch.Tensor, round_scale: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """float8 rows and scales of bf16 rows, by torch's own conversion."""
+    blocks = x.float().view(*x.shape[:-1], x.shape[-1] // 128, 128)
+    amax = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4)
+    if round_scale:
+        scale = torch.exp2(torch.ceil(torch.log2(amax.double() / 448))).float()
+        return (blocks * (1 / scale)).to(torch.float8_e4m3fn).view(x.shape), scale.squeeze(-1)
+    # `448 / amax` would be a rounded reciprocal times 448 in torch: not the quotient.
+    return (blocks * torch.full_like(amax, 448.0).div(amax)).to(torch.float8_e4m3fn).view(x.shape), (
+        amax / 448
+    ).squeeze(-1)
+
+
+def selections(world: list[Inputs], expert: int) -> list[list[tuple[int, int]]]:
+    """By source rank: the (token, k) that select `expert`, in order of token, then k."""
+    return [[(t, k) for t, k in (rank.topk_idx == expert).nonzero().tolist()] for rank in world]
+
+
+def expert_output(problem: Problem, expert: int) -> torch.Tensor:
+    """Some output rows for every slot of an expert."""
+    make = torch.Generator().manual_seed(problem.seed * 7919 + expert + 1)
+    return torch.randn((problem.slots, problem.hidden), generator=make).bfloat16()
+
+
+def combined(problem: Problem, world: list[Inputs], rank: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """What low-latency combine must give `rank` when experts put `expert_output` into their slots.
+
+    mask: bool [T, K], selections that are left out at combine.
+    """
+    mine = world[rank]
+    rows = torch.zeros((*mine.topk_idx.shape, problem.hidden))
+    for expert in range(problem.experts):
+        by_source = selections(world, expert)
+        slot = sum(len(found) for found in by_source[:rank])
+        if not by_source[rank]:
+            continue
+        output = expert_output(problem, expert)
+        for t, k in by_source[rank]:
+            rows[t, k] = output[slot].float()
+            slot += 1
+    total = torch.zeros((mine.topk_idx.shape[0], problem.hidden))
+    for k in range(problem.topk):
+        take = mine.topk_idx[:, k] >= 0
+        if mask is not None:
+            take = take & ~mask[:, k]
+        product = mine.topk_weights[:, k : k + 1] * rows[:, k]
+        total = torch.where(take.unsqueeze(1), total + product, total)
+    return total.bfloat16()
