@@ -10,7 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from harness.case import Device
 from harness.record import PlannedRun
+
+DEVICES: tuple[Device, ...] = ("cpu",)
+"""Devices that this version can time."""
 
 DEFAULT_WARMUP = 10
 DEFAULT_ITERS = 50

@@ -38,6 +38,7 @@ POLL_S = 0.1
 TERMINATE_GRACE_S = 2.0
 STACK_DUMP_S = 0.5
 LOG_TAIL_LINES = 40
+HUNG_TAILS = 4
 _LOOPBACK = "127.0.0.1"
 
 
@@ -137,7 +138,7 @@ def _refusal(run: PlannedRun) -> str | None:
         run.case.validate()
     except CaseError as error:
         return str(error)
-    return None
+    return None if run.case.device in job.DEVICES else f"device {run.case.device!r} cannot be timed by this version"
 
 
 def _run_ranks(spec: JobSpec, started: float, tell: Callable[[JobEvent], None]) -> tuple[int, bool, set[str]]:
@@ -248,12 +249,7 @@ def _explain(spec: JobSpec, exit_code: int, timed_out: bool) -> _Verdict | None:
     """The one reason that the ranks did not end well; None when they did."""
     log_folder = Path(spec.log_folder)
     if timed_out:
-        steps = {rank: entries[-1] for rank, entries in _steps(spec).items() if entries}
-        # The ranks that wait for another are further on or level with it: blame the one that has been longest at it.
-        rank = min(steps, key=lambda r: (len(_steps(spec)[r]), steps[r].at_s)) if steps else -1
-        where = f"rank {rank} was at {steps[rank].step!r}" if steps else "no rank had begun"
-        message = f"the job was killed at its deadline of {spec.deadline_s:g} s; {where}"
-        return _Verdict("hung", "DeadlineExceeded", message, rank, _tail(log_folder, rank))
+        return _hung(spec)
     if exit_code == 0:
         return None
     failures = _failures(log_folder)
@@ -268,6 +264,28 @@ def _explain(spec: JobSpec, exit_code: int, timed_out: bool) -> _Verdict | None:
     found = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Failed|Answer)\w*): (.*)$", tail, re.MULTILINE)
     kind, words = found[-1] if found else ("RankFailed", f"exit code {first.exit_code}")
     return _Verdict("failed", kind, f"rank {first.rank} failed: {words}", first.rank, tail)
+
+
+def _hung(spec: JobSpec) -> _Verdict:
+    """What each rank was at when the deadline came. To blame is one of those furthest behind: the others may wait."""
+    steps = {rank: entries for rank, entries in _steps(spec).items() if entries}
+    where = "no rank had begun"
+    behind: list[int] = []
+    if steps:
+        least = min(len(entries) for entries in steps.values())
+        behind = [rank for rank, entries in steps.items() if len(entries) == least]
+        at: dict[str, list[str]] = {}
+        for rank, entries in steps.items():
+            at.setdefault(entries[-1].step, []).append(str(rank))
+        where = "; ".join(f"rank {', '.join(ranks)} at {step!r}" for step, ranks in at.items())
+    tails = [f"rank {rank}:\n{_tail(Path(spec.log_folder), rank)}" for rank in behind[:HUNG_TAILS]]
+    return _Verdict(
+        outcome="hung",
+        kind="DeadlineExceeded",
+        message=f"the job was killed at its deadline of {spec.deadline_s:g} s, {where}",
+        rank=behind[0] if len(behind) == 1 else -1,
+        log_tail="\n".join(tails),
+    )
 
 
 def _signal_name(number: int) -> str:

@@ -23,7 +23,7 @@ from harness.backends.base import Backend, Setup
 from harness.case import PHASES, Case, Phase
 from harness.errors import BackendError, CaseError, WrongAnswer
 from harness.inputs import make_inputs
-from harness.job import JobSpec
+from harness.job import DEVICES, JobSpec
 from harness.record import Check, Failure, Outcome, PhaseResult, PlannedRun, Record
 from harness.stats import summarise
 from harness.world import World
@@ -185,8 +185,8 @@ def _validate(case: Case, world: World, spec: JobSpec) -> None:
         )
     if case.routing not in routing.GENERATORS:
         raise CaseError(f"routing {case.routing!r} is unknown; known are {', '.join(routing.GENERATORS)}")
-    if case.device != "cpu":
-        raise CaseError(f"device {case.device!r} cannot be timed by this version, only cpu")
+    if case.device not in DEVICES:
+        raise CaseError(f"device {case.device!r} cannot be timed by this version, only {', '.join(DEVICES)}")
     if case.protocol not in TIMERS:
         raise CaseError(f"protocol {case.protocol!r} needs a GPU; on device cpu there are {', '.join(TIMERS)}")
     if spec.iters <= LEADING_DROPPED or spec.warmup < 0:

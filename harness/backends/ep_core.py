@@ -200,7 +200,9 @@ class _HighThroughput:
         self._buffer = Buffer(given.group, num_nvl_bytes=ring_bytes, timeout_s=given.deadline_s)
         self._expert_output = torch.empty(0)
         self.out = torch.empty(0)
-        self._rows = self._topk_idx = self._topk_weights = torch.empty(0)
+        self._rows: Any = torch.empty(0)
+        self._topk_idx: Any = self._rows
+        self._topk_weights: Any = self._rows
         self._handle: Any = None
 
     def scratch(self) -> list[torch.Tensor]:
