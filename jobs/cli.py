@@ -122,8 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
-        print(f"epwatch: interrupted{': ' if str(error) else ''}{error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, Terminated) else EXIT_INTERRUPTED
+        # click turns the first into the second.
+        cause = error.__cause__ or error
+        print(f"epwatch: interrupted{': ' if str(cause) else ''}{cause}", file=sys.stderr)
+        return cause.exit_code if isinstance(cause, Terminated) else EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

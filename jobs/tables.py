@@ -21,6 +21,7 @@ Format = Literal["table", "json", "csv"]
 
 _FOLDING_WIDTH = 24
 _UNBOUNDED_WIDTH = 10_000
+_GAP = 3
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
         )
     for row in rows:
         table.add_row(*(Text(column.shown(row), style=style_of(column.shown(row))) for column in shown))
-    if console.measure(table, options=console.options.update(width=_UNBOUNDED_WIDTH)).minimum <= console.width:
+    if _least_width(rows, shown) <= console.width:
         console.print(table)
         return
     widest = max(len(column.title or "") for column in shown)
@@ -115,6 +116,15 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
         for column in shown:
             console.print(Text(f"{column.title:<{widest}}  {column.shown(row)}"), soft_wrap=True)
         console.print()
+
+
+def _least_width(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> int:
+    """The narrowest terminal in which only folding columns fold."""
+    widths = [
+        _FOLDING_WIDTH if column.folds else max(len(text) for text in (column.title or "", *map(column.shown, rows)))
+        for column in columns
+    ]
+    return sum(widths) + _GAP * (len(widths) - 1)
 
 
 _STYLES = {

@@ -117,13 +117,24 @@ def test_a_job_killed_midway_leaves_failed_rows_and_exit_code_3(place):
     until(lambda: not ranks_alive(place), "the ranks' end", limit_s=5)
 
 
-def test_an_interrupted_night_leaves_nothing_running_and_the_rest_missing(place):
+def ctrl_c(pid: int) -> None:
+    """What a terminal does: the signal goes to the whole foreground group."""
+    os.killpg(pid, signal.SIGINT)
+
+
+def terminate(pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("end", "code"), [(ctrl_c, 130), (terminate, 143)])
+def test_an_interrupted_night_leaves_nothing_running_and_the_rest_missing(place, end, code):
     with night(place) as process:
         refused = epwatch("nightly", "plan.toml", *PLACES, cwd=place)
         assert "another night is running" in sentence(refused)
-        os.killpg(process.pid, signal.SIGINT)
+        end(process.pid)
         out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
+    assert "keeps what it has measured" in err.splitlines()[-1]
     assert "Traceback" not in err
     assert out == ""
     until(lambda: not ranks_alive(place), "the ranks' end", limit_s=5)
