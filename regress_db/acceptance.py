@@ -13,15 +13,13 @@ from datetime import UTC, datetime
 
 from harness.case import Case
 from harness.errors import CaseError
-from harness.record import PhaseResult, Record, Stats
+from harness.record import PhaseResult, Record
+from regress_db.metrics import SCALARS
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _LARGEST = 2**63 - 1
 _TOLERANCE = 1e-3
 """Relative: statistics and samples may be rounded apart, never tell different stories."""
-
-SCALARS = (*(name for name in Stats.__struct_fields__ if name.endswith("_us") and name != "rank_p50_us"), "skew")
-"""Names of the single numbers of `Stats`."""
 
 
 def parse_time(text: str) -> datetime:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from regress_db import lookup
-from regress_db.ingest import BANDWIDTH_METRIC, RUN_VALUE_METRIC
+from regress_db.metrics import BANDWIDTH_METRIC, RUN_VALUE_METRIC
 from regress_db.schema import CaseRow, FailureRow, MetricRow, PlannedRow, PlatformRow, RunRow, RunValue
 
 

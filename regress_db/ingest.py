@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Executable, insert, select
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from harness import record as records
 from harness.case import Case
 from harness.errors import RecordError
-from harness.record import PhaseResult, Record
+from harness.record import Record
 from regress_db import samples
-from regress_db.acceptance import SCALARS, parse_time, reason_to_refuse
+from regress_db.acceptance import parse_time, reason_to_refuse
 from regress_db.errors import HistoryError
 from regress_db.history import History
+from regress_db.metrics import metrics_of
 from regress_db.schema import (
     Base,
     CaseRow,
@@ -47,12 +48,6 @@ from regress_db.schema import (
 INGESTED = "ingested"
 QUARANTINE = "quarantine"
 _BATCH = 100
-
-RUN_VALUE_METRIC = "slowest_p50_us"
-"""The metric that verdicts compare: per iteration the maximum over ranks, then the median over iterations."""
-
-BANDWIDTH_METRIC = "bandwidth_gbs"
-"""The headline bandwidth per rank, whichever byte count it is of (`RunPhaseRow.headline` says)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +98,6 @@ def digest_of(record: Record) -> str:
     return hashlib.sha256(msgspec.json.encode(record, order="deterministic")).hexdigest()
 
 
-def metrics_of(result: PhaseResult) -> dict[str, float]:
-    """Every single number of a phase by metric name: those of `Stats`, `bandwidth_gbs` (the headline per rank),
-    `aggregate_gbs`, `wire_bytes` where known, and `bytes.<name>` and `gbs.<name>` for each byte count of `Traffic`.
-    """
-    traffic = result.traffic
-    values = {name: float(getattr(result.stats, name)) for name in SCALARS}
-    values[BANDWIDTH_METRIC] = traffic.per_rank_gbs[traffic.headline]
-    values["aggregate_gbs"] = traffic.aggregate_gbs
-    if traffic.wire_bytes_per_rank is not None:
-        values["wire_bytes"] = traffic.wire_bytes_per_rank
-    values |= {f"bytes.{name}": count for name, count in traffic.bytes_per_rank.items()}
-    values |= {f"gbs.{name}": bandwidth for name, bandwidth in traffic.per_rank_gbs.items()}
-    return values
-
-
 def case_id(connection: Connection, case: Case) -> int:
     """The number of the case, which is added where new."""
     fields = {name: getattr(case, name) for name in Case.__struct_fields__}
@@ -139,11 +119,13 @@ def shared_id(
 
 def insert_new(connection: Connection, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> int:
     """Insert the rows that no unique column forbids; returns how many went in."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    count = 0
-    for row in rows:
-        count += connection.execute(dialect.insert(table).values(**row).on_conflict_do_nothing()).rowcount
-    return count
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        statement: Executable = postgresql.insert(table).on_conflict_do_nothing()
+    else:
+        statement = sqlite.insert(table).on_conflict_do_nothing()
+    return sum(connection.execute(statement, row).rowcount for row in rows)
 
 
 def _read(file: Path) -> _Read | None:

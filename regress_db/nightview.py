@@ -16,7 +16,7 @@ from regress_db.baselines import Baseline, load_baselines
 from regress_db.environments import Difference, differences, flatten
 from regress_db.facts import facts_of_night
 from regress_db.history import History
-from regress_db.ingest import RUN_VALUE_METRIC
+from regress_db.metrics import RUN_VALUE_METRIC
 from regress_db.schema import (
     BaselineRow,
     BaselineRunRow,

@@ -21,7 +21,7 @@ from regress_db.details import RunDetail, hosts_of, load_detail
 from regress_db.environments import Difference, differences
 from regress_db.errors import NotFoundError
 from regress_db.history import History
-from regress_db.ingest import BANDWIDTH_METRIC
+from regress_db.metrics import BANDWIDTH_METRIC
 from regress_db.schema import (
     CaseRow,
     EnvironmentRow,

@@ -108,7 +108,7 @@ class NodeRow(Base):
 
 
 class MetricRow(Base):
-    """What a value is: phase and metric. Names are those of `harness.record.Stats`, or made by `ingest.metrics_of`."""
+    """What a value is: phase and metric. Names are those of `harness.record.Stats`, or made by `metrics.metrics_of`."""
 
     __tablename__ = "metrics"
     __table_args__ = (Index("uq_metrics_phase_name", "phase", "name", unique=True),)
@@ -254,7 +254,10 @@ class SampleRow(Base):
 
 
 class BaselineRow(Base):
-    """A named set of runs: who set it, when and why, and who retired it. Never edited, only retired and set anew."""
+    """A named set of runs: who set it, when and why, and who retired it. Never edited, only retired and set anew.
+
+    The index is partial on PostgreSQL too, by the revision; saying so here would load that dialect at every start.
+    """
 
     __tablename__ = "baselines"
     __table_args__ = (
@@ -263,7 +266,6 @@ class BaselineRow(Base):
             "name",
             unique=True,
             sqlite_where=text("retired_at IS NULL"),
-            postgresql_where=text("retired_at IS NULL"),
         ),
     )
 

@@ -21,8 +21,8 @@ from regress_db import lookup
 from regress_db.errors import NotFoundError
 from regress_db.facts import RunFacts, facts_of_night, facts_of_runs
 from regress_db.history import History
-from regress_db.ingest import BANDWIDTH_METRIC, RUN_VALUE_METRIC
 from regress_db.judge import DEFAULT_JUDGE, Comparison, Judge, Judgement
+from regress_db.metrics import BANDWIDTH_METRIC, RUN_VALUE_METRIC
 from regress_db.schema import (
     BaselineRow,
     BaselineRunRow,

@@ -19,7 +19,8 @@ from harness.record import Record, Traffic
 from regress_db import samples
 from regress_db.errors import HistoryError, NotFoundError
 from regress_db.history import History
-from regress_db.ingest import collect, metrics_of
+from regress_db.ingest import collect
+from regress_db.metrics import metrics_of
 from regress_db.queries import compare, latest_runs, nights, runs, samples_of, show, trend
 from regress_db.selection import Selection
 
