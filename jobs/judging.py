@@ -30,8 +30,8 @@ class Judged:
 
     @property
     def exit_code(self) -> int:
-        """See `NightVerdict.exit_code`; a night that has just become the baseline is not held to strictness."""
-        return self.verdict.exit_code(strict=self.strict and self.baseline_made is None)
+        """See `NightVerdict.exit_code`; strictness is about what a baseline leaves undecided."""
+        return self.verdict.exit_code(strict=self.strict and self.verdict.baseline is not None)
 
     @property
     def summary(self) -> str:

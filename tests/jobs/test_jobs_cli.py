@@ -94,6 +94,7 @@ def test_every_command_is_listed_with_its_own_words():
         (["nightly", "no.toml", "--report", "x", "--no-report"], "--no-report"),
         (["plan", "check", "."], "."),
         (["trend", "--json", "--csv"], "exclude each other"),
+        (["trend", "--since", "yesterday"], "2026-11-22"),
         (["trend"], "there is no history"),
         (["show", "abc"], "there is no history"),
         (["baseline", "set", "x"], "--why"),
@@ -116,6 +117,13 @@ def test_the_trace_is_there_for_who_asks(tmp_path):
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("epwatch: cannot read the plan")
+
+
+def test_a_baseline_that_is_not_there_is_found_out_before_measuring(tmp_path):
+    plan = Path(__file__).parents[2] / "examples" / "nightly-cpu.toml"
+    done = epwatch("nightly", plan, "--baseline", "gone", "--db", "h.db", "--spool", "spool", cwd=tmp_path)
+    assert "there is no baseline 'gone'" in sentence(done)
+    assert not (tmp_path / ".epwatch").exists()
 
 
 def test_a_history_that_is_none_is_a_sentence(tmp_path):
