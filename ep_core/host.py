@@ -33,11 +33,11 @@ class HostEngine:
         self._ranks = ranks
         self._host = _host.Host(rank, ranks, num_nvl_bytes, num_rdma_bytes, timeout_s, token)
         try:
-            mine = rendezvous.Address.of_this_process(self._host.fd, token.hex())
+            mine = rendezvous.Address.of_this_process(self._host.fd, token.hex(), num_nvl_bytes, num_rdma_bytes)
             name = rendezvous.next_name(group)
             found = rendezvous.exchange(group, name, mine, timeout_s)
             for peer, address in enumerate(found):
-                address.check_reachable(peer, mine)
+                address.check(peer, mine)
             self._host.connect([(address.pid, address.fd, bytes.fromhex(address.token)) for address in found])
         except BaseException:
             self._host.destroy()

@@ -36,10 +36,12 @@ class Address:
     boot_id: str
     pid_namespace: int
     host: str
+    num_nvl_bytes: int
+    num_rdma_bytes: int
 
     @classmethod
-    def of_this_process(cls, fd: int, token: str) -> Address:
-        """The address of file descriptor `fd` here."""
+    def of_this_process(cls, fd: int, token: str, num_nvl_bytes: int, num_rdma_bytes: int) -> Address:
+        """The address of a segment of these sizes behind file descriptor `fd` here."""
         return cls(
             pid=os.getpid(),
             fd=fd,
@@ -47,10 +49,18 @@ class Address:
             boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             pid_namespace=Path("/proc/self/ns/pid").stat().st_ino,
             host=os.uname().nodename,
+            num_nvl_bytes=num_nvl_bytes,
+            num_rdma_bytes=num_rdma_bytes,
         )
 
-    def check_reachable(self, rank: int, mine: Address) -> None:
-        """Raise `ValueError` when `rank`, which lives here, cannot share memory with this process (`mine`)."""
+    def check(self, rank: int, mine: Address) -> None:
+        """Raise `ValueError` when `rank`, which lives here, cannot share a buffer with this process (`mine`)."""
+        for name in ("num_nvl_bytes", "num_rdma_bytes"):
+            if getattr(self, name) != getattr(mine, name):
+                raise ValueError(
+                    f"{name}: rank {rank} was given {getattr(self, name)}, this rank {getattr(mine, name)}: "
+                    "give the same on all ranks"
+                )
         if self.boot_id != mine.boot_id:
             raise ValueError(
                 f"rank {rank} runs on {self.host}, this rank on {mine.host}: the host engine joins ranks of one machine"

@@ -73,8 +73,6 @@ struct Control {
   std::uint64_t magic;
   std::uint64_t protocol;
   std::uint8_t token[16];
-  std::int64_t nvl_bytes;
-  std::int64_t rdma_bytes;
   std::int32_t rank;
   std::int32_t ranks;
 

@@ -130,7 +130,7 @@ void raise_timeout(const PeersMissing& error) {
   nb::list exited;
   for (const int rank : error.missing) missing.append(rank);
   for (const int rank : error.exited) exited.append(rank);
-  const nb::object value = type(error.phase.c_str(), error.rank, missing, error.waited_s, exited);
+  const nb::object value = type(error.phase.c_str(), error.rank, missing, error.waited_s, exited, error.why.c_str());
   PyErr_SetObject(type.ptr(), value.ptr());
 }
 

@@ -21,12 +21,14 @@ namespace ep_core {
 // Peers that did not arrive. Becomes ep_core.EPTimeoutError.
 class PeersMissing : public std::exception {
  public:
-  PeersMissing(std::string phase, int rank, std::vector<int> missing, std::vector<int> exited, double waited_s)
+  PeersMissing(std::string phase, int rank, std::vector<int> missing, std::vector<int> exited, double waited_s,
+               std::string why = "")
       : phase(std::move(phase)),
         rank(rank),
         missing(std::move(missing)),
         exited(std::move(exited)),
-        waited_s(waited_s) {}
+        waited_s(waited_s),
+        why(std::move(why)) {}
   const char* what() const noexcept override { return "peers are missing"; }
 
   std::string phase;
@@ -34,6 +36,7 @@ class PeersMissing : public std::exception {
   std::vector<int> missing;
   std::vector<int> exited;  // those of `missing` whose process has ended: waiting longer was useless
   double waited_s;
+  std::string why;  // empty: it did not arrive in time, or has exited
 };
 
 // Calls `rank -> has it arrived` by reference: no allocation on the hot path.

@@ -1,14 +1,17 @@
 #include "world.hpp"
 
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <system_error>
 
 namespace ep_core {
 namespace {
 
+// A handle on a peer's process that cannot mistake a later process for it.
 Descriptor open_process(int pid) { return Descriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))); }
 
 }  // namespace
@@ -34,10 +37,20 @@ World::World(int rank, int ranks, std::int64_t nvl_bytes, std::int64_t rdma_byte
   mine.magic = kMagic;
   mine.protocol = kProtocol;
   std::memcpy(mine.token, token.data(), token.size());
-  mine.nvl_bytes = nvl_bytes;
-  mine.rdma_bytes = rdma_bytes;
   mine.rank = rank;
   mine.ranks = ranks;
+}
+
+// A segment that is gone means a peer that will never come: it failed to construct, or has ended.
+Descriptor World::open_peer(int peer, const PeerAddress& address) const {
+  try {
+    return open_peer_memfd(address.pid, address.fd);
+  } catch (const std::system_error& error) {
+    if (error.code().value() != ENOENT && error.code().value() != ESRCH) throw;
+    const bool ended = ::kill(address.pid, 0) != 0 && errno == ESRCH;
+    throw PeersMissing("construction", rank_, {peer}, ended ? std::vector<int>{peer} : std::vector<int>{}, 0.0,
+                       "its process has ended or its own construction failed");
+  }
 }
 
 void World::connect(const std::vector<PeerAddress>& peers) {
@@ -49,7 +62,7 @@ void World::connect(const std::vector<PeerAddress>& peers) {
     const auto index = static_cast<std::size_t>(peer);
     const PeerAddress& address = peers[index];
     processes[index] = open_process(address.pid);
-    const Descriptor fd = open_peer_memfd(address.pid, address.fd);
+    const Descriptor fd = open_peer(peer, address);
     const std::string who = "rank " + std::to_string(peer) + " (pid " + std::to_string(address.pid) + ")";
     if (file_bytes(fd) != bytes) {
       throw WrongArgument(who + " has a segment of " + std::to_string(file_bytes(fd)) + " bytes, this rank one of " +
@@ -64,12 +77,6 @@ void World::connect(const std::vector<PeerAddress>& peers) {
     if (std::memcmp(theirs.token, address.token.data(), address.token.size()) != 0 || theirs.rank != peer ||
         theirs.ranks != ranks_) {
       throw WrongArgument(who + " is not who it was: its segment belongs to another buffer");
-    }
-    if (theirs.nvl_bytes != nvl_bytes_ || theirs.rdma_bytes != rdma_bytes_) {
-      throw WrongArgument(who + " was given num_nvl_bytes=" + std::to_string(theirs.nvl_bytes) +
-                          " and num_rdma_bytes=" + std::to_string(theirs.rdma_bytes) + ", this rank " +
-                          std::to_string(nvl_bytes_) + " and " + std::to_string(rdma_bytes_) +
-                          ": give the same on all ranks");
     }
   }
   waiter_.attach(&control().bell, std::move(processes));

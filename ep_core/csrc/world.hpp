@@ -76,6 +76,8 @@ class World {
   };
 
  private:
+  Descriptor open_peer(int peer, const PeerAddress& address) const;
+
   int rank_;
   int ranks_;
   std::int64_t nvl_bytes_;

@@ -6,7 +6,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from ep_world import RankWorld  # noqa: E402
+from ep_world import RankWorld
 
 
 @pytest.fixture(scope="session")

@@ -303,10 +303,9 @@ def two_buffers(context: Context, problem: Problem) -> None:
         assert_dispatched(problem, each, context.rank, result, fp8=False)
     first.destroy()
     first.destroy()
-    with pytest.raises(RuntimeError, match="it was destroyed; make a new one"):
-        mine = worlds[0][context.rank]
-        first.low_latency_dispatch(mine.x, mine.topk_idx, problem.max_tokens, problem.experts, use_fp8=False)
     mine = worlds[0][context.rank]
+    with pytest.raises(RuntimeError, match="it was destroyed; make a new one"):
+        first.low_latency_dispatch(mine.x, mine.topk_idx, problem.max_tokens, problem.experts, use_fp8=False)
     result = second.low_latency_dispatch(mine.x, mine.topk_idx, problem.max_tokens, problem.experts, use_fp8=False)
     assert_dispatched(problem, worlds[0], context.rank, result, fp8=False)
 
