@@ -100,8 +100,12 @@ def digest_of(record: Record) -> str:
 
 def case_id(connection: Connection, case: Case) -> int:
     """The number of the case, which is added where new."""
-    fields = {name: getattr(case, name) for name in Case.__struct_fields__}
-    return shared_id(connection, CaseRow, {"key": case.key}, fields)
+    return shared_id(connection, CaseRow, {"key": case.key}, _fields(case))
+
+
+def _fields(struct: msgspec.Struct) -> dict[str, Any]:
+    """The struct's own fields, as they are."""
+    return {name: getattr(struct, name) for name in struct.__struct_fields__}
 
 
 def shared_id(
@@ -115,6 +119,25 @@ def shared_id(
         insert_new(connection, table, [{**unique, **(rest or {})}])
         found = connection.execute(wanted).scalar_one()
     return int(found)
+
+
+class _Known:
+    """The numbers of shared rows that a transaction has met, so that each is asked for once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._numbers: dict[tuple[object, ...], int] = {}
+
+    def number(self, table: type[Base], unique: Mapping[str, Any], rest: Mapping[str, Any] | None = None) -> int:
+        """See `shared_id`."""
+        key = (table, *unique.values())
+        if key not in self._numbers:
+            self._numbers[key] = shared_id(self._connection, table, unique, rest)
+        return self._numbers[key]
+
+    def forget(self) -> None:
+        """After a savepoint was undone: rows that it had added are gone."""
+        self._numbers.clear()
 
 
 def insert_new(connection: Connection, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> int:
@@ -151,6 +174,7 @@ def _ingest(history: History, spool: Path, readable: Sequence[_Read], done: Coll
     already: list[_Read] = []
     refused: list[tuple[_Read, str]] = []
     with history.write() as connection:
+        known_rows = _Known(connection)
         for one in readable:
             known = connection.execute(select(RunRow.digest).where(RunRow.run_id == one.record.run_id)).scalar()
             if known == one.digest:
@@ -160,8 +184,9 @@ def _ingest(history: History, spool: Path, readable: Sequence[_Read], done: Coll
             else:
                 try:
                     with connection.begin_nested():
-                        _insert(connection, one.record, one.digest)
+                        _insert(connection, known_rows, one.record, one.digest)
                 except (DataError, IntegrityError) as error:
+                    known_rows.forget()
                     refused.append((one, f"the database does not take it: {error.orig}"))
                 else:
                     accepted.append(one)
@@ -173,23 +198,21 @@ def _ingest(history: History, spool: Path, readable: Sequence[_Read], done: Coll
         _refuse(spool, one.file, reason, done)
 
 
-def _insert(connection: Connection, record: Record, digest: str) -> None:
+def _insert(connection: Connection, known: _Known, record: Record, digest: str) -> None:
     environment = msgspec.to_builtins(record.environment)
-    platform = {name: getattr(record.platform, name) for name in record.platform.__struct_fields__}
     commit = record.environment.code.get("commit", "")
     run: int = connection.execute(
         insert(RunRow).returning(RunRow.id),
         {
             "run_id": record.run_id,
-            "case_id": case_id(connection, record.case),
-            "platform_id": shared_id(connection, PlatformRow, {"key": record.platform.key}, platform),
-            "environment_id": shared_id(
-                connection,
+            "case_id": known.number(CaseRow, {"key": record.case.key}, _fields(record.case)),
+            "platform_id": known.number(PlatformRow, {"key": record.platform.key}, _fields(record.platform)),
+            "environment_id": known.number(
                 EnvironmentRow,
                 {"digest": record.environment.digest},
                 {"commit": commit, "content": environment},
             ),
-            "night_id": shared_id(connection, NightRow, {"name": record.night}, {"plan": ""}) if record.night else None,
+            "night_id": known.number(NightRow, {"name": record.night}, {"plan": ""}) if record.night else None,
             "repeat": record.repeat,
             "started_at": parse_time(record.started_at),
             "ended_at": parse_time(record.ended_at),
@@ -201,12 +224,12 @@ def _insert(connection: Connection, record: Record, digest: str) -> None:
             "digest": digest,
         },
     ).scalar_one()
-    for table, rows in _rows_of(connection, record, run):
+    for table, rows in _rows_of(known, record, run):
         if rows:
             connection.execute(insert(table), rows)
 
 
-def _rows_of(connection: Connection, record: Record, run: int) -> Iterator[tuple[type[Base], list[dict[str, Any]]]]:
+def _rows_of(known: _Known, record: Record, run: int) -> Iterator[tuple[type[Base], list[dict[str, Any]]]]:
     """Everything that hangs on the run, table by table."""
     if record.failure is not None:
         yield FailureRow, [{"run": run, **msgspec.structs.asdict(record.failure)}]
@@ -220,7 +243,7 @@ def _rows_of(connection: Connection, record: Record, run: int) -> Iterator[tuple
     )
     ranks: list[dict[str, Any]] = []
     for node in record.nodes:
-        node_id = shared_id(connection, NodeRow, {"hostname": node.hostname})
+        node_id = known.number(NodeRow, {"hostname": node.hostname})
         ranks += [{"run": run, "rank": rank, "node_id": node_id} for rank in node.ranks]
     yield RunRankRow, ranks
     for result in record.phases:
@@ -242,7 +265,7 @@ def _rows_of(connection: Connection, record: Record, run: int) -> Iterator[tuple
             [
                 {
                     "run": run,
-                    "metric": shared_id(connection, MetricRow, {"phase": result.phase, "name": name}),
+                    "metric": known.number(MetricRow, {"phase": result.phase, "name": name}),
                     "value": value,
                 }
                 for name, value in metrics_of(result).items()

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from harness.case import Phase
+from harness.case import PHASES, Phase
 from regress_db import lookup, samples
 from regress_db.details import RunDetail, hosts_of, load_detail
 from regress_db.environments import Difference, differences
@@ -151,7 +151,7 @@ def trend(
             .where(RunValue.metric.in_(metrics), *selection.conditions())
             .order_by(RunRow.started_at, RunRow.id)
         )
-        series: dict[tuple[str, str, str], list[TrendPoint]] = defaultdict(list)
+        series: dict[tuple[str, str, Phase], list[TrendPoint]] = defaultdict(list)
         for case, platform, number, started_at, night, run_id, commit, digest, value in connection.execute(wanted):
             of_phase: Phase = metrics[number]
             series[case, platform, of_phase].append(
@@ -160,7 +160,7 @@ def trend(
                 )
             )
     first = 0 if selection.limit is None else -selection.limit
-    return [point for key in sorted(series) for point in series[key][first:]]
+    return [point for key in sorted(series, key=_in_order) for point in series[key][first:]]
 
 
 def runs(history: History, selection: Selection = EVERYTHING) -> list[RunLine]:
@@ -300,6 +300,12 @@ def latest_runs(history: History, selection: Selection = EVERYTHING) -> dict[tup
         for row in connection.execute(wanted):
             found[row.key, row.platform].append((row.age, row.run_id))
     return {series: [run_id for _, run_id in sorted(members)] for series, members in found.items()}
+
+
+def _in_order(series: tuple[str, str, Phase]) -> tuple[str, str, int]:
+    """Dispatch before combine, as they happen."""
+    case, platform, phase = series
+    return case, platform, PHASES.index(phase)
 
 
 def _values(

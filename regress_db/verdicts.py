@@ -258,7 +258,7 @@ def _judge(
         for (case, platform), runs in _groups(facts).items()
         for phase in PHASES
     ]
-    return tuple(sorted(series, key=lambda one: (*one.badness, one.case, one.phase, one.platform_key)))
+    return tuple(sorted(series, key=lambda one: (*one.badness, one.case, PHASES.index(one.phase), one.platform_key)))
 
 
 def _groups(facts: Sequence[RunFacts]) -> dict[tuple[str, str], list[RunFacts]]:
