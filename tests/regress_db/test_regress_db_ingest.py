@@ -187,6 +187,26 @@ def test_a_record_that_contradicts_itself_is_refused(history, spool, reason):
     assert count(history) == 0
 
 
+def test_what_the_database_refuses_does_not_take_its_neighbours_with_it(history, spool):
+    """The refused record comes first, and had added a node and a case that its neighbours share."""
+    with history.write() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER poison BEFORE INSERT ON samples "
+            "WHEN (SELECT notes FROM runs WHERE id = NEW.run) LIKE '%poison%' "
+            "BEGIN SELECT RAISE(ABORT, 'the constraint says no'); END"
+        )
+    bad = msgspec.structs.replace(ok_record(run_id="0" * 32, hostname="shared"), notes=["poison"])
+    good = [ok_record(hostname="shared", seed=seed) for seed in range(3)]
+    for record in (bad, *good):
+        records.write(record, spool)
+    done = collect(history, spool)
+    assert sorted(done.accepted) == sorted(record.run_id for record in good)
+    assert "the constraint says no" in done.quarantined[0][1]
+    assert count(history) == 3
+    with history.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+
+
 def test_failed_runs_of_impossible_cases_are_kept(history, spool):
     impossible = Case(backend="ep_core", mode="ll", ranks=3, tokens=32, hidden=256, topk=4, experts=8)
     record = failed_record("failed", "8 experts cannot be divided among 3 ranks", case=impossible)
