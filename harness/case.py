@@ -54,7 +54,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         experts: experts over all ranks (E); expert e lives on rank e // (E / ranks).
         dtype: what dispatch carries: `bf16`, or `fp8` (e4m3 with float32 scales per 128 columns).
         combine: arithmetic of combine, `exact` or `local_reduce` (docs/metrics.md). `ht` is always `local_reduce`.
-        routing: generator's name (`uniform`, `balanced`, `skewed`, `masked`). seed: of inputs and routing.
+        routing: generator's name (`uniform`, `balanced`, `skewed`, `masked`, `duplicates`). seed: of inputs, routing.
         protocol: timing protocol; numbers of different protocols never share a series.
     """
 

@@ -99,6 +99,8 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
     job.save(part, log_folder / "job.json")
     exit_code, timed_out, recorded = _run_ranks(part, started, tell)
     verdict = _explain(part, exit_code, timed_out)
+    # Rank 0 may have been killed between writing a record and saying so.
+    recorded |= {run.run_id for run in runnable if (Path(spec.spool) / f"{run.run_id}.json").exists()}
     missing = [run for run in runnable if run.run_id not in recorded]
     for run in missing:
         outcome, failure = _account(part, run, verdict)
@@ -256,7 +258,9 @@ def _explain(spec: JobSpec, exit_code: int, timed_out: bool) -> _Verdict | None:
     if not failures:
         message = f"the ranks could not be started or watched (exit code {exit_code})"
         return _Verdict("failed", "LaunchFailed", message, -1, _tail(log_folder, -1))
-    first = failures[0]
+    # Ranks that lose a peer fail in the same instant: one that was killed is the cause, SIGTERM is the agent's own.
+    killed = [failure for failure in failures if failure.exit_code < 0 and failure.exit_code != -signal.SIGTERM]
+    first = (killed or failures)[0]
     if first.exit_code < 0:
         message = f"rank {first.rank} was killed by {_signal_name(-first.exit_code)}"
         return _Verdict("failed", "RankKilled", message, first.rank, _tail(log_folder, first.rank))

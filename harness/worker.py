@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness import job, progress, record
 from harness.case import Device
+from harness.errors import EpwatchError
 from harness.processes import MARK, die_with_parent
 from harness.world import join, place
 
@@ -50,4 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except EpwatchError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+from harness.backends.ep_core import EpCoreBackend
 from harness.backends.torch_a2a import TorchBackend
 
 
@@ -87,6 +88,20 @@ class KilledInCombine(TorchBackend):
         super().combine()
 
 
+class ComesLate(EpCoreBackend):
+    """Rank 1 comes to its first dispatch long after the others have given up waiting."""
+
+    name = "comes-late"
+
+    def setup(self, given):
+        super().setup(given)
+        self.late_s = 3 * given.deadline_s if given.rank == 1 else 0
+
+    def dispatch(self):
+        time.sleep(self.late_s)
+        super().dispatch()
+
+
 class HangsInDispatch(TorchBackend):
     """Rank 0 never comes out of dispatch, and does not listen to SIGTERM either."""
 
@@ -111,6 +126,7 @@ FAULTY = (
     RaisesOnOneRank,
     Unavailable,
     KilledInCombine,
+    ComesLate,
     HangsInDispatch,
 )
 
