@@ -50,6 +50,7 @@ def nightly(
 
     plan = load(file)
 
+    from jobs.busy import warn_if_busy
     from jobs.judging import SERIES_COLUMNS, judge_planned
     from jobs.nightly import measure_night
     from jobs.places import open_history, spool_folder
@@ -57,6 +58,7 @@ def nightly(
 
     with open_history(db, plan, create=True) as history:
         _check_baseline(history, plan, baseline)
+        warn_if_busy()
         total = len(plan.cases) * plan.measure.repeats
         with progress(total, plan.name) as update:
             night = measure_night(plan, history, spool_folder(spool, plan), update).night

@@ -113,6 +113,7 @@ def run(
     every run gave a valid result, else 3.
     """
     from harness import overrides
+    from jobs.busy import warn_if_busy
     from jobs.packing import pack, plan_runs
     from jobs.places import open_history, spool_folder
     from jobs.selection import chosen_cases
@@ -126,6 +127,7 @@ def run(
     iters = overrides.iters(os.environ, DEFAULT_ITERS) if iters is None else iters
     warmup = overrides.warmup(os.environ, DEFAULT_WARMUP) if warmup is None else warmup
 
+    warn_if_busy()
     with contextlib.ExitStack() as stack:
         history = None if no_record else stack.enter_context(open_history(db, create=True))
         place = stack.enter_context(_throw_away()) if no_record else spool_folder(spool)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.case import Case
+from jobs.busy import busy_share
 from jobs.packing import new_night_id, pack, plan_runs
 from jobs.plan import Exclude, Matrix, PlanError, combinations, excludes, line_of, load, parse, plan_of_cases
 
@@ -232,3 +233,10 @@ def test_a_plan_made_of_cases_gives_these_cases_back(cases):
     plan = parse(plan_of_cases("made", cases, 0.3), "made.toml")
     assert [planned.case for planned in plan.cases] == cases
     assert set(plan.floors.values()) == {0.3}
+
+
+@given(st.lists(st.integers(0, 1000), min_size=8, max_size=8), st.lists(st.integers(0, 1000), min_size=8, max_size=8))
+def test_the_busy_share_is_a_share(before, spent):
+    share = busy_share(before, [early + ticks for early, ticks in zip(before, spent, strict=True)])
+    assert 0.0 <= share <= 1.0
+    assert busy_share(before, before) == 0.0
