@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from regress_db.nightview import NightPoint, RunPoint, SeriesView
 from regress_db.wording import latency, percent, size
 
-_BAR_WIDTH, _BAR_HEIGHT = 150, 22
+_BAR_WIDTH, _BAR_HEIGHT = 140, 22
 _WIDTH, _LEFT, _RIGHT = 520, 78, 14
 _DOTS_HEIGHT = 118
 _PAST_HEIGHT = 176
@@ -140,9 +140,11 @@ def past_nights(view: SeriesView) -> Markup:
             f'<circle class="dot {kind}" cx="{x(index):.1f}" cy="{y(value):.1f}" r="{4 if kind == "new" else 2.8}">'
             f"<title>{escape(_night_words(point, value))}</title></circle>"
         )
+    one_day = view.past[0].started_at.date() == view.past[-1].started_at.date()
+    form = "%Y-%m-%d %H:%M" if one_day else "%Y-%m-%d"
     for index, anchor in ((0, "start"), (len(view.past) - 1, "end")):
         edge = _LEFT if anchor == "start" else _WIDTH - _RIGHT
-        day = view.past[index].started_at.strftime("%Y-%m-%d")
+        day = view.past[index].started_at.strftime(form)
         parts.append(f'<text class="tick" x="{edge}" y="{_PAST_HEIGHT - 6}" text-anchor="{anchor}">{day}</text>')
     return _svg(_WIDTH, _PAST_HEIGHT, "past", f"The last {len(view.past)} nights of this series", parts)
 

@@ -139,7 +139,9 @@ def _duration(view: NightView) -> str:
     if seconds < 0:
         return ""
     hours, minutes = divmod(seconds // 60, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds % 60:02} s"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {seconds % 60:02} s" if minutes else f"{seconds} s"
 
 
 def _moment(moment: datetime | None) -> str:

@@ -16,7 +16,8 @@ def percent(change: float) -> str:
 
 def size(change: float) -> str:
     """A relative change without its sign, such as a floor: `10 %`."""
-    return f"{change * 100:.3g} %"
+    value = change * 100
+    return f"{value:.0f} %" if value >= 99.5 else f"{value:.3g} %"
 
 
 def latency(value_us: float) -> str:
