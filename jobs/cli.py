@@ -130,8 +130,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as error:
+        # click leaves with 1 when the reader has gone, which would read as a regression.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return 0
     except EpwatchError as error:
         return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}", EXIT_USAGE)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return _fail(

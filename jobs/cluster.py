@@ -26,9 +26,7 @@ class SubmittedJob(Protocol):
 
 
 class Cluster(Protocol):
-    """Where jobs run. concurrent: how many jobs may run at once without disturbing each other's measurements."""
-
-    concurrent: int
+    """Where jobs run."""
 
     def submit(self, folder: Path, spec: JobSpec) -> SubmittedJob:
         """Start a job that measures `spec`, in `folder`, which is new and the job's alone."""

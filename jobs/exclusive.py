@@ -7,6 +7,7 @@ Called by `jobs.nightly`, `jobs.work` and `jobs.commands.run`.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,15 +44,19 @@ def one_night(jobs_folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def measuring(lock_file: Path, wait_s: float) -> Iterator[None]:
     """Hold the machine for one measurement, waiting at most `wait_s` for another to end. Raises `BusyError`."""
-    lock = filelock.FileLock(lock_file, timeout=wait_s)
+    lock = filelock.FileLock(lock_file)
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"epwatch: waiting for another measurement, which holds {lock_file}", file=sys.stderr)
+    try:
+        lock.acquire(timeout=wait_s)
     except filelock.Timeout:
         raise BusyError(f"another measurement has held {lock_file} for {wait_s:g} s: wait for its end") from None
     try:
         yield
     finally:
-        lock.release()
+        lock.release(force=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -112,12 +112,16 @@ def _refuse_own_runs(history: History, night: str, baseline: str) -> None:
 
 
 SERIES_COLUMNS: list[Column[SeriesVerdict]] = [
-    Column("case", lambda row: row.case, "case", folds=True),
+    Column("case", lambda row: row.case, "case", long=True),
     Column("phase", lambda row: row.phase, "phase"),
     Column("platform", lambda row: row.platform_key),
     Column("latency_us", lambda row: row.latency_us, "latency µs", lambda row: number(row.latency_us), right=True),
     Column(
-        "bandwidth_gbs", lambda row: row.bandwidth_gbs, "GB/s", lambda row: number(row.bandwidth_gbs, 3), right=True
+        "bandwidth_gbs",
+        lambda row: row.bandwidth_gbs,
+        "GB/s per rank",
+        lambda row: number(row.bandwidth_gbs, 3),
+        right=True,
     ),
     Column("baseline_latency_us", lambda row: row.baseline_latency_us),
     Column("effect", lambda row: row.effect, "change [interval]", lambda row: _interval(row), right=True),
@@ -140,4 +144,4 @@ def _interval(row: SeriesVerdict) -> str:
         return ""
     if row.low is None or row.high is None:
         return change(row.effect)
-    return f"{change(row.effect)} [{change(row.low)}..{change(row.high)}]"
+    return f"{change(row.effect)} [{change(row.low)}..{change(row.high)}]".replace(" %..", "..")

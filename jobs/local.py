@@ -34,8 +34,6 @@ class SubmitError(EpwatchError):
 class LocalCluster:
     """Runs jobs on this machine. jobs_folder: holds the lock that keeps measurements apart."""
 
-    concurrent = 1
-
     def __init__(self, jobs_folder: Path) -> None:
         self._lock = jobs_folder / MEASURING_LOCK
 

@@ -74,7 +74,7 @@ def measure_night(plan: Plan, history: History, spool: Path, update: Update) -> 
                 # Between jobs and never during one: ingestion is work for the machine that is being measured.
                 bring_home(history, spool)
                 done += len(job.runs)
-                update(done, f"{job.name} measured")
+            update(done, "measured")
         except KeyboardInterrupt as interrupt:
             raise type(interrupt)(f"night {manifest.night} keeps what it has measured, the rest is missing") from None
         finally:
@@ -124,13 +124,14 @@ def _spec(plan: Plan, job: PackedJob, folder: Path, spool: Path) -> JobSpec:
 def _run_job(cluster: Cluster, spec: JobSpec, folder: Path, spool: Path, done: int, update: Update) -> None:
     """Submit one job, wait for its end, and write a failed record for each run it owes."""
     make_folder(spool)
-    update(done, f"{folder.name} starts")
+    what = f"{folder.name}, {len(spec.runs)} cases"
+    update(done, what)
     submitted = cluster.submit(folder, spec)
     with _stopped(submitted):
         while not submitted.finished():
             time.sleep(_POLL_S)
             arrived = len(find_records(spec.runs, spool))
-            update(done + arrived, f"{folder.name}, {len(spec.runs)} cases")
+            update(done + arrived, what)
     record_what_is_missing(spec, spool, work.read_envelope(folder), submitted.log_tail())
 
 

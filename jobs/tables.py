@@ -2,7 +2,7 @@
 
 Called by every command that prints rows. The field names of JSON and CSV are `Column.name` and stay as they are; the
 table's look may change. In a table nothing is ever cut: without a terminal it is as wide as it needs to be, in a
-narrow one long text folds, and where even that does not fit each row becomes a block of lines.
+narrow one long text gets lines of its own, and where even that does not fit each row becomes a block of lines.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Row = TypeVar("Row")
 Format = Literal["table", "json", "csv"]
 
-_FOLDING_WIDTH = 24
 _UNBOUNDED_WIDTH = 10_000
-_GAP = 3
+_GAP = "   "
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class Column(Generic[Row]):
     """One column.
 
     name: in JSON and CSV. value: what JSON and CSV hold. title: in the table; None leaves the column out of it.
-    text: how the table shows it. folds: long text that may be broken over lines. right: numbers.
+    text: how the table shows it. long: text that gets lines of its own in a narrow terminal. right: aligned so.
     """
 
     name: str
     value: Callable[[Row], Any]
     title: str | None = None
     text: Callable[[Row], str] | None = None
-    folds: bool = False
+    long: bool = False
     right: bool = False
 
     def shown(self, row: Row) -> str:
@@ -88,43 +90,64 @@ def show(rows: Sequence[Row], columns: Sequence[Column[Row]], form: Format, *, e
 
 def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
     """Print the rows as a table that fits the terminal without losing a character."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_UNBOUNDED_WIDTH)
+    console = Console(highlight=False, soft_wrap=True)
+    width = console.width if console.is_terminal else _UNBOUNDED_WIDTH
     shown = [column for column in columns if column.title is not None]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in shown:
-        table.add_column(
-            Text(column.title or ""),
-            justify="right" if column.right else "left",
-            no_wrap=not column.folds,
-            overflow="fold",
-            min_width=_FOLDING_WIDTH if column.folds else None,
+    short = [column for column in shown if not column.long]
+    long = [column for column in shown if column.long]
+    # rich would leave by SystemExit(1) when the reader of stdout goes away: it draws, and we print.
+    with console.capture() as drawn:
+        if _width(rows, shown) <= width:
+            _print_lines(console, rows, shown, None)
+        elif len(long) == 1 and _width(rows, short) <= width:
+            _print_lines(console, rows, short, long[0], above=shown[0].long)
+        else:
+            widest = max(len(column.title or "") for column in shown)
+            for row in rows:
+                for column in shown:
+                    console.print(Text(f"{column.title:<{widest}}  {column.shown(row)}"))
+                console.print()
+    print(drawn.get(), end="")
+
+
+def _widths(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> list[int]:
+    return [max(len(text) for text in (column.title or "", *map(column.shown, rows))) for column in columns]
+
+
+def _width(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> int:
+    return sum(_widths(rows, columns)) + len(_GAP) * (len(columns) - 1)
+
+
+def _print_lines(
+    console: Console, rows: Sequence[Row], columns: Sequence[Column[Row]], long: Column[Row] | None, above: bool = True
+) -> None:
+    """A heading and a line for each row; `long` has lines of its own, above those it belongs to, or below each."""
+    from rich.text import Text
+
+    widths = _widths(rows, columns)
+
+    def aligned(texts: Iterable[str]) -> Iterator[str]:
+        for text, column, width in zip(texts, columns, widths, strict=True):
+            yield text.rjust(width) if column.right else text.ljust(width)
+
+    heading = _GAP.join(aligned(column.title or "" for column in columns))
+    console.print(Text(heading.rstrip(), style="bold"))
+    console.print("─" * len(heading))
+    said = None
+    for row in rows:
+        if long is not None and above and long.shown(row) != said:
+            said = long.shown(row)
+            console.print(Text(said, style="dim"))
+        line = Text(_GAP).join(
+            Text(cell, style=style_of(cell.strip())) for cell in aligned(c.shown(row) for c in columns)
         )
-    for row in rows:
-        table.add_row(*(Text(column.shown(row), style=style_of(column.shown(row))) for column in shown))
-    if _least_width(rows, shown) <= console.width:
-        console.print(table)
-        return
-    widest = max(len(column.title or "") for column in shown)
-    for row in rows:
-        for column in shown:
-            console.print(Text(f"{column.title:<{widest}}  {column.shown(row)}"), soft_wrap=True)
-        console.print()
-
-
-def _least_width(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> int:
-    """The narrowest terminal in which only folding columns fold."""
-    widths = [
-        _FOLDING_WIDTH if column.folds else max(len(text) for text in (column.title or "", *map(column.shown, rows)))
-        for column in columns
-    ]
-    return sum(widths) + _GAP * (len(widths) - 1)
+        line.rstrip()
+        console.print(line)
+        if long is not None and not above:
+            console.print(Text(f"    {long.shown(row)}", style="dim"))
 
 
 _STYLES = {

@@ -39,10 +39,10 @@ def _baseline_columns() -> list[Column[Baseline]]:
         Column("runs", lambda row: row.runs, "runs", right=True),
         Column("set_at", lambda row: _time(row.set_at), "set at (UTC)"),
         Column("set_by", lambda row: row.set_by, "by"),
-        Column("reason", lambda row: row.reason, "why", folds=True),
+        Column("reason", lambda row: row.reason, "why", long=True),
         Column("retired_at", lambda row: _time(row.retired_at), "retired at (UTC)"),
         Column("retired_by", lambda row: row.retired_by, "by"),
-        Column("retired_reason", lambda row: row.retired_reason, "why", folds=True),
+        Column("retired_reason", lambda row: row.retired_reason, "why", long=True),
     ]
 
 
@@ -111,8 +111,8 @@ def show_(name: str, db: str | None, form: Format) -> None:
     with open_history(db) as history:
         found = show_baseline(history, name)
     columns: list[Column[BaselineSeries]] = [
-        Column("case", lambda row: row.case, "case", folds=True),
-        Column("platform", lambda row: row.platform, "platform", folds=True),
+        Column("case", lambda row: row.case, "case", long=True),
+        Column("platform", lambda row: row.platform, "platform", long=True),
         Column("runs", lambda row: len(row.run_ids), "runs", right=True),
         Column("run_ids", lambda row: list(row.run_ids), "newest run", lambda row: row.run_ids[-1][:12]),
     ]

@@ -99,7 +99,7 @@ def trend(patterns: tuple[str, ...], phase: Any, metric: str, db: str | None, fo
     with open_history(db) as history:
         points = ask(history, _selection(patterns, **rest), metric=metric, phase=phase)
     columns: list[Column[TrendPoint]] = [
-        Column("case", lambda row: row.case, "case", folds=True),
+        Column("case", lambda row: row.case, "case", long=True),
         Column("platform", lambda row: row.platform),
         Column("phase", lambda row: row.phase, "phase"),
         Column("started_at", lambda row: _time(row.started_at), "started (UTC)"),
@@ -129,7 +129,7 @@ def runs(patterns: tuple[str, ...], db: str | None, form: Format, **rest: Any) -
         Column("run_id", lambda row: row.run_id, "run", lambda row: row.run_id[:_ID_SHOWN]),
         Column("started_at", lambda row: _time(row.started_at), "started (UTC)"),
         Column("night", lambda row: row.night),
-        Column("case", lambda row: row.case, "case", folds=True),
+        Column("case", lambda row: row.case, "case", long=True),
         Column("platform", lambda row: row.platform),
         Column("hosts", lambda row: list(row.hosts)),
         Column("commit", lambda row: row.commit, "commit", lambda row: row.commit[:_ID_SHOWN]),
@@ -265,8 +265,8 @@ def compare(first: str, second: str, db: str | None, form: Format) -> None:
     if form == "table":
         differing: list[Column[Difference]] = [
             Column("name", lambda row: row.name, "differs"),
-            Column("first", lambda row: row.first, "first", folds=True),
-            Column("second", lambda row: row.second, "second", folds=True),
+            Column("first", lambda row: row.first, "first", long=True),
+            Column("second", lambda row: row.second, "second", long=True),
         ]
         print()
         if found.differences:
@@ -312,7 +312,7 @@ def collect(db: str | None, spool: str | None, form: Format) -> int:
     columns: list[Column[tuple[str, str, str]]] = [
         Column("record", lambda row: row[0], "record"),
         Column("outcome", lambda row: row[1], "outcome"),
-        Column("reason", lambda row: row[2], "reason", folds=True),
+        Column("reason", lambda row: row[2], "reason", long=True),
     ]
     show(rows, columns, form, empty=f"no records lie in {folder}")
     return _EXIT_QUARANTINE if done.quarantined else 0

@@ -22,7 +22,7 @@ def backends(form: Format) -> None:
     columns: list[Column[tuple[str, str | None]]] = [
         Column("backend", lambda row: row[0], "backend"),
         Column("usable", lambda row: row[1] is None, "usable here", lambda row: "no" if row[1] else "yes"),
-        Column("reason", lambda row: row[1], "why not", folds=True),
+        Column("reason", lambda row: row[1], "why not", long=True),
     ]
     show([(name, availability(name)) for name in names()], columns, form)
 
@@ -50,6 +50,6 @@ def cases(names: tuple[str, ...], form: Format) -> None:
 
     columns: list[Column[tuple[str, Case]]] = [
         Column("suite", lambda row: row[0], "suite"),
-        Column("case", lambda row: row[1].key, "case", folds=True),
+        Column("case", lambda row: row[1].key, "case", long=True),
     ]
     show(suite_cases(names), columns, form)

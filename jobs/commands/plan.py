@@ -32,7 +32,7 @@ def check(file: Path, form: Format) -> None:
         Column("job", lambda row: row[0], "job"),
         Column("repeat", lambda row: row[1].repeat, "repeat", right=True),
         Column("ranks", lambda row: row[1].case.ranks, "ranks", right=True),
-        Column("case", lambda row: row[1].case.key, "case", folds=True),
+        Column("case", lambda row: row[1].case.key, "case", long=True),
         Column(
             "floor",
             lambda row: read.floors[row[1].case.key],

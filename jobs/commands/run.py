@@ -54,7 +54,7 @@ _PER_RANK_GBS = _figure(lambda result: result.traffic.per_rank_gbs[result.traffi
 _AGGREGATE_GBS = _figure(lambda result: result.traffic.aggregate_gbs)
 
 COLUMNS: list[Column[MeasuredPhase]] = [
-    Column("case", lambda row: row.record.case.key, "case", folds=True),
+    Column("case", lambda row: row.record.case.key, "case", long=True),
     Column("repeat", lambda row: row.record.repeat),
     Column("run_id", lambda row: row.record.run_id),
     Column("phase", _figure(lambda result: result.phase), "phase"),
