@@ -117,7 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, _end_like_an_interrupt)
     try:
         code = cli.main(args=None if arguments is None else list(arguments), prog_name="epwatch", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -126,15 +125,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cause = error.__cause__ or error
         print(f"epwatch: interrupted{': ' if str(cause) else ''}{cause}", file=sys.stderr)
         return cause.exit_code if isinstance(cause, Terminated) else EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except SystemExit as error:
-        # click leaves with 1 when the reader has gone, which would read as a regression.
-        if not isinstance(error.__context__, BrokenPipeError):
-            raise
-        return 0
     except EpwatchError as error:
         return _fail(str(error), error.exit_code)
     except OSError as error:

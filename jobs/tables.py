@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,12 +77,20 @@ def as_objects(rows: Iterable[Row], columns: Sequence[Column[Row]]) -> list[dict
     return [{column.name: column.value(row) for column in columns} for row in rows]
 
 
+def say(text: str = "") -> None:
+    """Print to stdout; where its reader has gone, go on without one, so that the exit code stays the command's own."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def show(rows: Sequence[Row], columns: Sequence[Column[Row]], form: Format, *, empty: str = "nothing to show") -> None:
     """Print rows to stdout. `empty` is the sentence for people where there are none (on stderr)."""
     if form == "json":
-        print(as_json(as_objects(rows, columns)))
+        say(as_json(as_objects(rows, columns)))
     elif form == "csv":
-        print(as_csv(rows, columns))
+        say(as_csv(rows, columns))
     elif rows:
         print_table(rows, columns)
     else:
@@ -98,7 +107,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
     shown = [column for column in columns if column.title is not None]
     short = [column for column in shown if not column.long]
     long = [column for column in shown if column.long]
-    # rich would leave by SystemExit(1) when the reader of stdout goes away: it draws, and we print.
+    # rich leaves the program when the reader of stdout goes away: it draws, and we print.
     with console.capture() as drawn:
         if _width(rows, shown) <= width:
             _print_lines(console, rows, shown, None)
@@ -110,7 +119,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
                 for column in shown:
                     console.print(Text(f"{column.title:<{widest}}  {column.shown(row)}"))
                 console.print()
-    print(drawn.get(), end="")
+    say(drawn.get().rstrip("\n"))
 
 
 def _widths(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> list[int]:

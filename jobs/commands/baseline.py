@@ -10,7 +10,7 @@ import click
 
 from jobs.options import format_options, history_option
 from jobs.places import open_history
-from jobs.tables import Column, Format, as_json, as_objects, show
+from jobs.tables import Column, Format, as_json, as_objects, say, show
 
 if TYPE_CHECKING:
     from regress_db.baselines import Baseline, BaselineSeries
@@ -81,7 +81,7 @@ def set_(
         made = set_baseline(
             history, name, who=who, why=why, night=night, runs=list(runs) or None, latest=latest, replace=replace
         )
-    print(f"baseline {made.name}: {made.runs} runs in {len(made.series)} series")
+    say(f"baseline {made.name}: {made.runs} runs in {len(made.series)} series")
 
 
 @baseline.command("list")
@@ -118,11 +118,11 @@ def show_(name: str, db: str | None, form: Format) -> None:
     ]
     if form == "json":
         head = as_objects([found], _baseline_columns())[0]
-        print(as_json({**head, "series": as_objects(found.series, columns)}))
+        say(as_json({**head, "series": as_objects(found.series, columns)}))
         return
     show(found.series, columns, form)
     if form == "table":
-        print(f"\nset {_time(found.set_at)} by {found.set_by}: {found.reason}")
+        say(f"\nset {_time(found.set_at)} by {found.set_by}: {found.reason}")
 
 
 @baseline.command()
@@ -135,4 +135,4 @@ def retire(name: str, who: str, why: str, db: str | None) -> None:
 
     with open_history(db) as history:
         retire_baseline(history, name, who=who, why=why)
-    print(f"baseline {name} is retired")
+    say(f"baseline {name} is retired")

@@ -12,7 +12,7 @@ import click
 
 from jobs.options import format_options, history_option, spool_option
 from jobs.places import open_history, spool_folder
-from jobs.tables import Column, Format, as_json, change, number, print_table, show
+from jobs.tables import Column, Format, as_json, change, number, print_table, say, show
 
 if TYPE_CHECKING:
     from regress_db.environments import Difference
@@ -191,7 +191,7 @@ def show_(run: str, db: str | None, form: Format) -> None:
         found = ask(history, run)
     values = [(phase.phase, name, value) for phase in found.phases for name, value in phase.values.items()]
     if form == "json":
-        print(as_json(found))
+        say(as_json(found))
         return
     if form == "csv":
         show(values, _metric_columns(), form)
@@ -216,12 +216,12 @@ def show_(run: str, db: str | None, form: Format) -> None:
     widest = max(map(len, facts))
     for name, fact in facts.items():
         if fact is not None:
-            print(f"{name:<{widest}}  {fact}")
+            say(f"{name:<{widest}}  {fact}")
     if values:
-        print()
+        say()
         print_table(values, _metric_columns())
     if found.failure is not None and found.failure.log_tail:
-        print(f"\nthe end of the log:\n{found.failure.log_tail}")
+        say(f"\nthe end of the log:\n{found.failure.log_tail}")
 
 
 def _check(passed: bool, rows: int, detail: str) -> str:
@@ -259,7 +259,7 @@ def compare(first: str, second: str, db: str | None, form: Format) -> None:
         Column("change", lambda row: row.change, "change", lambda row: change(row.change), right=True),
     ]
     if form == "json":
-        print(as_json(found))
+        say(as_json(found))
         return
     show(found.values, columns, form, empty="neither run has a value")
     if form == "table":
@@ -268,11 +268,11 @@ def compare(first: str, second: str, db: str | None, form: Format) -> None:
             Column("first", lambda row: row.first, "first", long=True),
             Column("second", lambda row: row.second, "second", long=True),
         ]
-        print()
+        say()
         if found.differences:
             print_table(found.differences, differing)
         else:
-            print("case, platform, hosts and environment are the same")
+            say("case, platform, hosts and environment are the same")
 
 
 def _value(value: float | None) -> str:
@@ -293,7 +293,7 @@ def report(night: str, output: Path | None, db: str | None) -> None:
         name = stored_verdict(history, night).night
         path = output or Path(f"{name}.html")
         write_report(history, name, path)
-    print(path)
+    say(str(path))
 
 
 @click.command()

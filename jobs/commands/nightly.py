@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.options import format_options, history_option, spool_option
-from jobs.tables import Format, as_json, as_objects, show
+from jobs.tables import Format, as_json, as_objects, say, show
 
 if TYPE_CHECKING:
     from jobs.judging import Judged
@@ -65,13 +65,13 @@ def nightly(
         judged = judge_planned(history, plan, night, baseline=baseline, strict=strict)
         written = None if no_report else _report(history, plan, night, report_path)
     if form == "json":
-        print(as_json({**_head(judged, written), "series": as_objects(judged.verdict.series, SERIES_COLUMNS)}))
+        say(as_json({**_head(judged, written), "series": as_objects(judged.verdict.series, SERIES_COLUMNS)}))
     else:
         show(judged.verdict.series, SERIES_COLUMNS, form)
     if form == "table":
-        print(f"\n{judged.summary}")
+        say(f"\n{judged.summary}")
         if written:
-            print(f"report: {written}")
+            say(f"report: {written}")
     return judged.exit_code
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from jobs.options import format_options
-from jobs.tables import Column, Format, as_json, as_objects, show
+from jobs.tables import Column, Format, as_json, as_objects, say, show
 
 
 @click.group()
@@ -41,11 +41,11 @@ def check(file: Path, form: Format) -> None:
         ),
     ]
     if form == "json":
-        print(as_json({"plan": read.name, "baseline": read.baseline_name, "runs": as_objects(rows, columns)}))
+        say(as_json({"plan": read.name, "baseline": read.baseline_name, "runs": as_objects(rows, columns)}))
         return
     show(rows, columns, form)
     if form == "table":
-        print(
+        say(
             f"\nplan {read.name}: {len(cases)} cases x {read.measure.repeats} repeats = {len(rows)} runs "
             f"in {len(jobs)} jobs on cluster {read.cluster.name} ({read.cluster.kind}), one at a time; "
             + (f"judged against baseline {read.baseline_name}" if read.baseline_name else "not judged")
