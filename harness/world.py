@@ -261,6 +261,9 @@ def join(deadline_s: float = 60.0, *, device: Device = "cpu") -> Iterator[World]
     where = place(os.environ)
     # Its watchdog reports peers that left as lost, with a stack trace, when the store's rank is first out.
     os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
+    if device == "cpu":
+        # What its sockets log with a stack trace comes to us as an exception too.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if where.local_size == where.size:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = where.master_addr, str(where.master_port)
@@ -286,7 +289,7 @@ def join(deadline_s: float = 60.0, *, device: Device = "cpu") -> Iterator[World]
     except (RuntimeError, ValueError, OSError) as error:
         raise WorldError(
             f"rank {where.rank} of {where.size} could not join its peers at {where.master_addr}:{where.master_port} "
-            f"({where.launcher}): {error}"
+            f"({where.launcher}): {str(error).partition(chr(10))[0]}"
         ) from error
     try:
         control = dist.new_group(timeout=_control_deadline(deadline_s), backend="gloo")

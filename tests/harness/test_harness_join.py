@@ -92,3 +92,14 @@ def test_a_record_that_is_there_is_left_alone(tmp_path):
     assert outcome.timed_out
     assert outcome.filled_in == []
     assert record.read(tmp_path / "second" / "spool" / f"{made.run_id}.json") == made
+
+
+@pytest.mark.slow
+def test_peers_that_never_come_are_one_sentence(tmp_path):
+    job.save(spec_of(tmp_path, [TORCH_LL], op_deadline_s=0.5), tmp_path / "job.json")
+    (tmp_path / "log").mkdir()
+    rank = start(tmp_path / "job.json", as_srun(0))
+    said = rank.communicate(timeout=120)[0]
+    assert rank.returncode == 1
+    assert said.startswith("WorldError: rank 0 of 2 could not join its peers at 127.0.0.1:")
+    assert said.count("\n") == 1
