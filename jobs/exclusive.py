@@ -23,6 +23,10 @@ class BusyError(EpwatchError):
     """Someone else is measuring here."""
 
 
+class FolderError(EpwatchError):
+    """A folder that cannot be made."""
+
+
 @contextlib.contextmanager
 def one_night(jobs_folder: Path) -> Iterator[None]:
     """Hold the jobs folder for one night. Raises `BusyError` at once when another night has it."""
@@ -60,8 +64,8 @@ def measuring(lock_file: Path, wait_s: float) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, its parents too, for this user alone. Raises `BusyError` naming it when that fails."""
+    """Make a folder, its parents too, for this user alone. Raises `FolderError` naming it when that fails."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise BusyError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+        raise FolderError(f"cannot make the folder {folder}: {error.strerror or error}") from None

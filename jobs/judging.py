@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from regress_db.verdicts import NightVerdict, SeriesVerdict
 
 _WHO = "epwatch nightly"
-EXIT_NO_RESULT = 3
+_TOLD = frozenset({"regressed", "failed", "wrong", "hung", "missing"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Judged:
     def exit_code(self) -> int:
         """See `NightVerdict.exit_code`; strictness is about what a baseline leaves undecided."""
         return self.verdict.exit_code(strict=self.strict and self.verdict.baseline is not None)
+
+    @property
+    def told_in_words(self) -> tuple[SeriesVerdict, ...]:
+        """The series of which a person wants to know why: what regressed, and what gave no number."""
+        return tuple(one for one in self.verdict.series if one.verdict in _TOLD)
 
     @property
     def summary(self) -> str:

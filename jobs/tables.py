@@ -181,6 +181,13 @@ def number(value: float | None, digits: int = 1) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
 
 
+def figure(value: float | None) -> str:
+    """A number of any metric: six digits, and every digit of what is larger than that."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1e6 else f"{value:,.6g}"
+
+
 def change(value: float | None) -> str:
     """A relative change for people: 0.123 is +12.3 %."""
     return "" if value is None else f"{value:+.1%}".replace("%", " %")

@@ -12,7 +12,7 @@ import click
 
 from jobs.options import format_options, history_option, spool_option
 from jobs.places import open_history, spool_folder
-from jobs.tables import Column, Format, as_json, change, number, print_table, say, show
+from jobs.tables import Column, Format, as_json, change, figure, number, print_table, say, show
 
 if TYPE_CHECKING:
     from regress_db.environments import Difference
@@ -108,7 +108,7 @@ def trend(patterns: tuple[str, ...], phase: Any, metric: str, db: str | None, fo
         Column("commit", lambda row: row.commit, "commit", lambda row: row.commit[:_ID_SHOWN]),
         Column("environment", lambda row: row.environment),
         Column("metric", lambda row: row.metric),
-        Column("value", lambda row: row.value, metric, lambda row: f"{row.value:,.6g}", right=True),
+        Column("value", lambda row: row.value, metric, lambda row: figure(row.value), right=True),
     ]
     show(points, columns, form, empty="no run matches")
 
@@ -174,7 +174,7 @@ def _metric_columns() -> list[Column[tuple[str, str, float]]]:
     return [
         Column("phase", lambda row: row[0], "phase"),
         Column("metric", lambda row: row[1], "metric"),
-        Column("value", lambda row: row[2], "value", lambda row: f"{row[2]:,.6g}", right=True),
+        Column("value", lambda row: row[2], "value", lambda row: figure(row[2]), right=True),
     ]
 
 
@@ -247,13 +247,13 @@ def compare(first: str, second: str, db: str | None, form: Format) -> None:
         Column("phase", lambda row: row.phase, "phase"),
         Column("metric", lambda row: row.metric, "metric"),
         Column(
-            "first", lambda row: row.first, found.first.run_id[:_ID_SHOWN], lambda row: _value(row.first), right=True
+            "first", lambda row: row.first, found.first.run_id[:_ID_SHOWN], lambda row: figure(row.first), right=True
         ),
         Column(
             "second",
             lambda row: row.second,
             found.second.run_id[:_ID_SHOWN],
-            lambda row: _value(row.second),
+            lambda row: figure(row.second),
             right=True,
         ),
         Column("change", lambda row: row.change, "change", lambda row: change(row.change), right=True),
@@ -273,11 +273,6 @@ def compare(first: str, second: str, db: str | None, form: Format) -> None:
             print_table(found.differences, differing)
         else:
             say("case, platform, hosts and environment are the same")
-
-
-def _value(value: float | None) -> str:
-    """A number of any metric."""
-    return "" if value is None else f"{value:,.6g}"
 
 
 @click.command()

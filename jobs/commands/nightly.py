@@ -69,7 +69,11 @@ def nightly(
     else:
         show(judged.verdict.series, SERIES_COLUMNS, form)
     if form == "table":
+        for one in judged.told_in_words:
+            say(f"\n{one.sentence}")
         say(f"\n{judged.summary}")
+        if judged.told_in_words:
+            say(f"logs: {Path(plan.plan.jobs) / night}")
         if written:
             say(f"report: {written}")
     return judged.exit_code

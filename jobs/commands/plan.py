@@ -27,6 +27,7 @@ def check(file: Path, form: Format) -> None:
     read = load(file)
     cases = [planned.case for planned in read.cases]
     jobs = pack(plan_runs(cases, read.measure.repeats, ""), read.measure.seed or 0)
+    floors = read.floors
     rows = [(job.name, run) for job in jobs for run in job.runs]
     columns: list[Column[tuple[str, PlannedRun]]] = [
         Column("job", lambda row: row[0], "job"),
@@ -35,9 +36,9 @@ def check(file: Path, form: Format) -> None:
         Column("case", lambda row: row[1].case.key, "case", long=True),
         Column(
             "floor",
-            lambda row: read.floors[row[1].case.key],
+            lambda row: floors[row[1].case.key],
             "floor",
-            lambda row: f"{read.floors[row[1].case.key]:.0%}",
+            lambda row: f"{floors[row[1].case.key]:.0%}",
         ),
     ]
     if form == "json":
