@@ -54,6 +54,9 @@ struct LowLatencyPost {
   std::int32_t experts;
   std::int32_t fp8;
   std::int32_t round_scale;
+  std::int32_t hooked;  // rows are received later, by a hook
+  std::int32_t
+      ring_rows;  // combine: rows go through a ring with this many places per destination; 0: they stay in place
 };
 
 // What a rank says about its high-throughput operation, one per half.
@@ -81,6 +84,7 @@ struct Control {
 
   Counter ll_posted;   // epoch << 16 | progress, see low_latency.hpp
   Counter ll_done[2];  // per half: the last epoch whose peers' data this rank has read
+  Counter ll_reduced;  // epoch << 16 | chunks of the combine that this rank has reduced
   LowLatencyPost ll_post[2];
 
   Counter ht_posted;            // the last operation whose post is published

@@ -53,42 +53,53 @@ EP_INLINE typename Vec<Lanes>::F widen(const std::uint16_t* from) {
   return bits<typename V::F>(wide);
 }
 
-// Round to nearest even; any NaN becomes the quiet NaN that torch writes.
+// The bits of bf16(value), in the upper half of each lane; the lower half is not cleared. Round to nearest even; any
+// NaN becomes the quiet NaN that torch writes.
 template <int Lanes>
-EP_INLINE typename Vec<Lanes>::H narrow(const typename Vec<Lanes>::F& value) {
-  using V = Vec<Lanes>;
-  using U = typename V::U;
+EP_INLINE typename Vec<Lanes>::U round_to_bf16(const typename Vec<Lanes>::F& value) {
+  using U = typename Vec<Lanes>::U;
   const U raw = bits<U>(value);
-  const U rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
   const U is_nan = bits<U>((raw & 0x7fffffffu) > 0x7f800000u);
-  return __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), typename V::H);
+  return ((raw + 0x7fffu + ((raw >> 16) & 1u)) & ~is_nan) | (is_nan & 0x7fc00000u);
 }
 
+// 2 * Lanes * Blocks columns. A 32-bit lane holds two neighbours: shifting and masking widens the even and the odd one
+// without any shuffle, and the results go back the same way.
 template <int Lanes, int Blocks>
 EP_INLINE void weighted_block(const std::uint16_t* const* rows, const float* weights, int count, std::uint16_t* out,
                               std::size_t column) {
   using F = typename Vec<Lanes>::F;
-  F sum[Blocks] = {};
+  using U = typename Vec<Lanes>::U;
+  F even[Blocks] = {};
+  F odd[Blocks] = {};
   for (int k = 0; k < count; ++k) {
     const std::uint16_t* row = rows[k] + column;
     const F weight = F{} + weights[k];
 #pragma GCC unroll 8
-    for (int b = 0; b < Blocks; ++b) sum[b] = sum[b] + weight * widen<Lanes>(row + b * Lanes);
+    for (int b = 0; b < Blocks; ++b) {
+      const U pairs = load<U>(row + b * 2 * Lanes);
+      even[b] = even[b] + weight * bits<F>(pairs << 16);
+      odd[b] = odd[b] + weight * bits<F>(pairs & 0xffff0000u);
+    }
   }
 #pragma GCC unroll 8
-  for (int b = 0; b < Blocks; ++b) store(out + column + b * Lanes, narrow<Lanes>(sum[b]));
+  for (int b = 0; b < Blocks; ++b) {
+    const U pairs = (round_to_bf16<Lanes>(even[b]) >> 16) | (round_to_bf16<Lanes>(odd[b]) & 0xffff0000u);
+    store(out + column + b * 2 * Lanes, pairs);
+  }
 }
 
 template <int Lanes>
 EP_INLINE void weighted_sum(const std::uint16_t* const* rows, const float* weights, int count, std::uint16_t* out,
                             std::size_t columns) {
   constexpr int kBlocks = 4;
+  constexpr std::size_t kStep = 2 * Lanes;
   std::size_t column = 0;
-  for (; column + Lanes * kBlocks <= columns; column += Lanes * kBlocks) {
+  for (; column + kStep * kBlocks <= columns; column += kStep * kBlocks) {
     weighted_block<Lanes, kBlocks>(rows, weights, count, out, column);
   }
-  for (; column + Lanes <= columns; column += Lanes) weighted_block<Lanes, 1>(rows, weights, count, out, column);
-  for (; column < columns; column += 4) weighted_block<4, 1>(rows, weights, count, out, column);
+  for (; column + kStep <= columns; column += kStep) weighted_block<Lanes, 1>(rows, weights, count, out, column);
+  for (; column < columns; column += 8) weighted_block<4, 1>(rows, weights, count, out, column);
 }
 
 template <int Lanes>

@@ -10,6 +10,10 @@
 // Progress within an epoch is in the low 16 bits of ll_posted: 1 = post, top-k or layout are there; 1 + n = n chunks of
 // rows are there as well; 0xffff = all are. A chunk is a range of source tokens, the same on every rank.
 //
+// Combine's rows lie at [local expert, slot] when they must outlive the call (a hook, zero copy) or are few. Else they
+// go through a ring in the same place, small enough to stay in the last-level cache, and ll_reduced says which chunks
+// the destinations have read; every rank then stages and reduces in turn.
+//
 // Memory traffic per rank, rows of `row` bytes: dispatch reads and writes T rows to stage, then reads and writes one
 // row for each selection received. Combine reads and writes one row for each selection received from another rank (none
 // with zero copy), then reads K rows and writes one for each token.
@@ -19,16 +23,10 @@
 #include <memory>
 #include <vector>
 
+#include "low_latency_layout.hpp"
 #include "world.hpp"
 
 namespace ep_core {
-
-// Sizes that all ranks must agree on in one operation.
-struct LowLatencySizes {
-  std::int64_t max_tokens;
-  std::int64_t hidden;
-  std::int64_t experts;
-};
 
 struct DispatchInput {
   LowLatencySizes sizes;
@@ -85,7 +83,6 @@ class LowLatency {
   void check_fits(const LowLatencySizes& sizes) const;
 
  private:
-  struct Layout;
   struct Pending {
     Phase phase{};
     std::uint64_t epoch = 0;  // 0: none
@@ -98,7 +95,7 @@ class LowLatency {
     std::vector<float> weights;
   };
 
-  Layout layout(const LowLatencySizes& sizes) const;
+  LowLatencyLayout layout(const LowLatencySizes& sizes) const;
   std::byte* half(int rank, std::uint64_t epoch) const;
   std::uint64_t begin(Phase phase);
   void publish(std::uint64_t epoch, std::uint64_t progress) const;
@@ -110,13 +107,29 @@ class LowLatency {
   void check_handle(const CombineInput& in, bool& sorted) const;
   Pending& pending(std::uint64_t epoch, Phase phase);
 
+  template <class F>
+  bool all_peers(const F& holds) const {
+    for (int peer = 0; peer < world_.ranks(); ++peer) {
+      if (peer != world_.rank() && !holds(peer)) return false;
+    }
+    return true;
+  }
+
   Pending& stage_dispatch(const DispatchInput& in, bool hooked);
   void receive_dispatch(Pending& op, const DispatchOutput& out);
+
   // Stages; unless hooked, reduces tokens into `out` as soon as their rows are there.
   Pending& stage_combine(const CombineInput& in, bool hooked, std::uint16_t* out);
+  Pending& post_combine(const CombineInput& in, bool hooked, bool sorted);
+  std::int64_t plan_ring(const CombineInput& in);
+  bool ring_has_room(const Pending& op, std::int64_t chunk, int to) const;
+  std::int64_t ring_rows_of(const Pending& op, int owner) const;
+  void stage_chunk(const Pending& op, const CombineInput& in, std::int64_t chunk, bool sorted);
+  bool chunk_arrived(const Pending& op, std::int64_t chunk) const;
   bool try_index(Pending& op);
   void build_index(Pending& op);
-  void reduce(const Pending& op, std::int64_t begin, std::int64_t end, std::uint16_t* out) const;
+  void index_owner(const Pending& op, int owner);
+  void reduce_chunk(const Pending& op, std::uint16_t* out);
   void receive_combine(Pending& op, std::uint16_t* out);
 
   World& world_;
@@ -129,9 +142,18 @@ class LowLatency {
   std::vector<std::int32_t> counts_;        // [local experts, ranks]
   std::vector<std::int32_t> cursor_;        // [local experts, ranks]
   std::vector<const float*> scale_rows_;    // one per received row, by expert
-  std::vector<const std::uint16_t*> rows_;  // [tokens, topk]
-  bool indexed_ = false;
-  std::int64_t reduced_ = 0;  // tokens of the current combine that are in `out`
+  std::vector<const std::uint16_t*> rows_;  // [tokens, topk]: the row that answers each selection
+  std::vector<std::int64_t> next_;          // [chunks + 1]: number of the next row of each chunk in a peer's ring
+
+  // The combine that is being received.
+  bool indexed_ = false;      // rows_ is filled in
+  bool ring_in_use_ = false;  // by any rank: it must be told what has been reduced
+  std::int64_t reduced_ = 0;  // chunks that are in the output
+
+  // The combine that is being staged.
+  std::int64_t ring_rows_ = 0;           // places per destination; 0: rows stay in place
+  std::vector<std::int64_t> due_;        // [ranks, chunks + 1]: rows for a destination before each chunk
+  std::vector<std::int64_t> staged_to_;  // [ranks]: rows put into the ring so far
 };
 
 }  // namespace ep_core

@@ -44,7 +44,6 @@ int usable_cores() {
 }  // namespace
 
 void ring(Bell& bell, int self) {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   std::uint32_t awaited = bell.awaited.load(std::memory_order_relaxed);
   if (awaited != kAnyRank && awaited != static_cast<std::uint32_t>(self) + 1) return;
   if (!bell.awaited.compare_exchange_strong(awaited, 0, std::memory_order_relaxed)) return;

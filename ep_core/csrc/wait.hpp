@@ -105,7 +105,8 @@ class Waiter {
   std::vector<Descriptor> processes_;
 };
 
-// Wakes the owner of `bell` if it sleeps until `self` acts. Call after the release store it should see.
+// Wakes the owner of `bell` if it sleeps until `self` acts. A sequentially consistent fence must stand between the
+// release store that it should see and this call.
 void ring(Bell& bell, int self);
 
 }  // namespace ep_core

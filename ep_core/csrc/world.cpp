@@ -98,9 +98,15 @@ void World::destroy() {
 }
 
 void World::ring_all() const {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
   for (int peer = 0; peer < ranks_; ++peer) {
-    if (peer != rank_) ring_one(peer);
+    if (peer != rank_) ring(control(peer).bell, rank_);
   }
+}
+
+void World::ring_one(int peer) const {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  ring(control(peer).bell, rank_);
 }
 
 World::Use::Use(World& world) : world_(world) {

@@ -58,7 +58,7 @@ class World {
 
   // Wakes every peer that awaits this rank.
   void ring_all() const;
-  void ring_one(int peer) const { ring(control(peer).bell, rank_); }
+  void ring_one(int peer) const;
 
   // Remembers why the buffer cannot be used any more: peers and this rank no longer agree on what was done.
   void set_broken(std::string reason) { broken_ = std::move(reason); }

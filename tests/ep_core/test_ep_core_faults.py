@@ -107,7 +107,7 @@ def test_a_stopped_rank_is_named_at_the_deadline(trio: RankWorld, before, operat
     os.kill(trio.processes[2].pid, signal.SIGSTOP)
     for rank, error in zip([0, 1], trio.run(act, [0, 1], operation=operation, timeout_s=30), strict=True):
         assert_names(error, phase, rank, [2], [])
-        assert 1.0 <= error.waited_s
+        assert error.waited_s >= 1.0
         assert "no sign of life before the deadline (timeout_s, EP_TIMEOUT_S)" in str(error)
     trio.run(refuses_to_go_on, [0, 1])
 
@@ -229,11 +229,14 @@ def not_alike(context: Context) -> None:
     with pytest.raises(ValueError, match=r"num_max_dispatch_tokens_per_rank: rank \d gave \d, this rank \d; all ranks"):
         buffer.low_latency_dispatch(mine.x[:3], mine.topk_idx[:3], max_tokens, 6, use_fp8=False)
     got = buffer.low_latency_dispatch(mine.x, mine.topk_idx, 4, 6, use_fp8=False)
+    combine = (got[0], mine.topk_idx, mine.topk_weights, got[2])
+    call, given = (
+        (buffer.low_latency_combine, combine)
+        if context.rank == 0
+        else (buffer.low_latency_dispatch, (mine.x, mine.topk_idx, 4, 6, None, None, False))
+    )
     with pytest.raises(ValueError, match=r"rank \d called low_latency_(dispatch|combine), this rank"):
-        if context.rank == 0:
-            buffer.low_latency_combine(got[0], mine.topk_idx, mine.topk_weights, got[2])
-        else:
-            buffer.low_latency_dispatch(mine.x, mine.topk_idx, 4, 6, use_fp8=False)
+        call(*given)
     wrong_then_right(context)
 
 
