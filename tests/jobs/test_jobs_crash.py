@@ -161,3 +161,22 @@ def test_a_run_interrupted_leaves_with_130_and_no_ranks(place):
     assert out == ""
     assert err.splitlines()[-1] == "epwatch: interrupted"
     until(lambda: not ranks_alive(place), "the ranks' end", limit_s=5)
+
+
+def test_a_submitter_killed_midway_loses_no_record_and_the_next_night_waits_its_turn(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN.format(iters=20))
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs", "nightly", "plan.toml", *PLACES],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        until(lambda: (tmp_path / ".epwatch/jobs/.measuring.lock").exists(), "the first job")
+        process.kill()
+    after = epwatch("nightly", "plan.toml", *PLACES, cwd=tmp_path)
+    assert after.returncode == 0, after.stderr
+    second, first = json.loads(epwatch("nights", "--db", "history.db", "--json", cwd=tmp_path).stdout)
+    assert (second["ok"], second["missing"]) == (2, 0)
+    # Its first job ended by itself and its record was ingested; the second was never submitted.
+    assert (first["ok"], first["missing"], first["finished_at"]) == (1, 1, None)
