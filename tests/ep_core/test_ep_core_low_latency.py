@@ -176,6 +176,39 @@ def test_any_routing(world: RankWorld, data: st.DataObject) -> None:
     world.run(round_trip, ranks, problem=problem, fp8=fp8, hooks=hooks, given_outs=given_outs)
 
 
+def big_combine(context: Context, problem: Problem, hooked_rank: int) -> None:
+    """Enough rows for the ring; with a rank that receives by hook, ring and rows in place meet in one operation."""
+    rdma = Buffer.get_low_latency_rdma_size_hint(problem.max_tokens, problem.hidden, problem.ranks, problem.experts)
+    buffer = context.buffer(problem.ranks, 0, rdma)
+    world = ep_oracle.everyone(problem)
+    mine = world[context.rank]
+    expected = ep_oracle.combined(problem, world, context.rank)
+    sizes = (problem.max_tokens, problem.experts)
+    handle = buffer.low_latency_dispatch(mine.x, mine.topk_idx, *sizes, use_fp8=False)[2]
+    y = outputs(problem, context.rank)
+    for hook_at in (-1, hooked_rank, -1, -1):
+        hooks = context.rank == hook_at
+        got, _, hook = buffer.low_latency_combine(
+            y, mine.topk_idx, mine.topk_weights, handle, return_recv_hook=hooks, out=torch.full_like(mine.x, 9)
+        )
+        if hooks:
+            # Nobody may wait for this hook: the others' next operation is already complete before it is called.
+            result = buffer.low_latency_dispatch(mine.x, mine.topk_idx, *sizes, use_fp8=False)
+            hook()
+        elif hook_at >= 0:
+            result = buffer.low_latency_dispatch(mine.x, mine.topk_idx, *sizes, use_fp8=False)
+        assert torch.equal(got, expected)
+    assert_dispatched(problem, world, context.rank, result, fp8=False)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tokens", "topk"), [(2, (64, 64), 8), (3, (64, 0, 37), 6), (4, (40, 64, 64, 1), 8), (2, (3, 64), 32)]
+)
+def test_many_rows_go_through_a_ring(world: RankWorld, ranks: int, tokens: tuple[int, ...], topk: int) -> None:
+    problem = Problem(ranks, 64, 4096, topk, 4 * ranks, tokens, seed=topk, masked=0.05, duplicates=topk > 8)
+    world.run(big_combine, ranks, problem=problem, hooked_rank=ranks - 1, timeout_s=120)
+
+
 def back_to_back(context: Context, problem: Problem, times: int) -> None:
     """Dispatches with changing routing and no pause, then combines, then both in turn."""
     buffer = context.buffer(problem.ranks, 0, RDMA)
