@@ -26,13 +26,14 @@ from typing import Literal
 
 import msgspec
 
-from harness import environment, job, progress, record
+from harness import job, progress
 from harness.agent import RankFailure
 from harness.errors import CaseError, JobError
 from harness.job import JobSpec
 from harness.processes import MARK, kill_marked, marked, send
 from harness.progress import RECORDED, Progress
-from harness.record import Failure, Node, Outcome, PlannedRun, Record
+from harness.record import Failure, Outcome, PlannedRun
+from harness.unmeasured import write_unmeasured
 
 POLL_S = 0.1
 TERMINATE_GRACE_S = 2.0
@@ -91,7 +92,7 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
     for run in spec.runs:
         if run.run_id in refused:
             failure = Failure(step="validate", kind=CaseError.__name__, message=refused[run.run_id])
-            _fill_in(spec, run, "failed", failure, started)
+            write_unmeasured(spec, run, "failed", failure, elapsed_s=time.monotonic() - started)
             tell(JobEvent("record", run.run_id, outcome="failed"))
     if not runnable:
         return JobOutcome(0, False, [], list(refused), time.monotonic() - started, spec.log_folder)
@@ -104,7 +105,7 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
     missing = [run for run in runnable if run.run_id not in recorded]
     for run in missing:
         outcome, failure = _account(part, run, verdict)
-        _fill_in(spec, run, outcome, failure, started)
+        write_unmeasured(spec, run, outcome, failure, elapsed_s=time.monotonic() - started)
         tell(JobEvent("record", run.run_id, outcome=outcome))
     return JobOutcome(
         exit_code=exit_code,
@@ -341,30 +342,3 @@ def _tail(log_folder: Path, rank: int) -> str:
         if lines:
             return "\n".join(lines[-LOG_TAIL_LINES:])
     return ""
-
-
-def _fill_in(spec: JobSpec, run: PlannedRun, outcome: Outcome, failure: Failure, started: float) -> None:
-    """Write the record of a run whose ranks wrote none."""
-    ended = environment.utc_now()
-    record.write(
-        Record(
-            run_id=run.run_id,
-            case=run.case,
-            platform=environment.platform(spec.cluster, run.case.device, run.case.nodes),
-            environment=environment.capture(os.environ),
-            nodes=[Node(hostname=environment.hostname(), ranks=list(range(run.case.ranks)))],
-            started_at=environment.utc_now(-(time.monotonic() - started)),
-            ended_at=ended,
-            warmup=spec.warmup,
-            iters=spec.iters,
-            outcome=outcome,
-            checks=[],
-            phases=[],
-            night=run.night,
-            repeat=run.repeat,
-            failure=failure,
-            conditions=environment.conditions("after"),
-            notes=environment.job_notes(os.environ),
-        ),
-        Path(spec.spool),
-    )

@@ -6,12 +6,11 @@ start, or raised. Called by `jobs.nightly` for each job that has ended by itself
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from harness import environment, record
 from harness.job import JobSpec
-from harness.record import Failure, Node, PlannedRun, Record
+from harness.record import Failure, PlannedRun
+from harness.unmeasured import write_unmeasured
 from jobs.spool import find_records
 from jobs.work import Envelope
 
@@ -24,7 +23,7 @@ def record_what_is_missing(spec: JobSpec, spool: Path, envelope: Envelope | None
     found = find_records(spec.runs, spool)
     missing = [run for run in spec.runs if run.run_id not in found]
     for run in missing:
-        record.write(_failed(spec, run, _failure(envelope, log_tail)), spool)
+        write_unmeasured(spec, run, "failed", _failure(envelope, log_tail))
     return missing
 
 
@@ -38,26 +37,3 @@ def _failure(envelope: Envelope | None, log_tail: str) -> Failure:
         return Failure(step="job", kind=envelope.kind, message=message, log_tail=envelope.trace)
     message = "the job ended well but left no record of this run"
     return Failure(step="job", kind="NoRecord", message=message, log_tail=log_tail)
-
-
-def _failed(spec: JobSpec, run: PlannedRun, failure: Failure) -> Record:
-    """The record of a run that never came to one."""
-    now = environment.utc_now()
-    return Record(
-        run_id=run.run_id,
-        case=run.case,
-        platform=environment.platform(spec.cluster, run.case.device, run.case.nodes),
-        environment=environment.capture(os.environ),
-        nodes=[Node(hostname=environment.hostname(), ranks=list(range(run.case.ranks)))],
-        started_at=now,
-        ended_at=now,
-        warmup=spec.warmup,
-        iters=spec.iters,
-        outcome="failed",
-        checks=[],
-        phases=[],
-        night=run.night,
-        repeat=run.repeat,
-        failure=failure,
-        conditions=environment.conditions("after"),
-    )

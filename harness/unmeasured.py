@@ -1,0 +1,45 @@
+"""The record of a run whose ranks wrote none: who planned it says what became of it.
+
+Torch-free. Called by `harness.launch` for ranks that died or hung, and by `jobs` for a job whose own process did.
+Next to read: `harness.record`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from harness import environment, record
+from harness.job import JobSpec
+from harness.record import Failure, Node, Outcome, PlannedRun, Record
+
+
+def write_unmeasured(
+    spec: JobSpec, run: PlannedRun, outcome: Outcome, failure: Failure, *, elapsed_s: float = 0.0
+) -> Path:
+    """Write the record of `run` into the spool of `spec`, as seen from this machine; returns its path.
+
+    elapsed_s: how long ago the job started. Raises `RecordError` when the spool refuses.
+    """
+    return record.write(
+        Record(
+            run_id=run.run_id,
+            case=run.case,
+            platform=environment.platform(spec.cluster, run.case.device, run.case.nodes),
+            environment=environment.capture(os.environ),
+            nodes=[Node(hostname=environment.hostname(), ranks=list(range(run.case.ranks)))],
+            started_at=environment.utc_now(-elapsed_s),
+            ended_at=environment.utc_now(),
+            warmup=spec.warmup,
+            iters=spec.iters,
+            outcome=outcome,
+            checks=[],
+            phases=[],
+            night=run.night,
+            repeat=run.repeat,
+            failure=failure,
+            conditions=environment.conditions("after"),
+            notes=environment.job_notes(os.environ),
+        ),
+        Path(spec.spool),
+    )
