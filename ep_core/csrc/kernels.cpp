@@ -177,6 +177,20 @@ EP_INLINE void quantise(const std::uint16_t* x, std::uint8_t* out, float* scales
   }
 }
 
+EP_INLINE void copy_and_fetch(void* to, const void* from, std::size_t bytes, const void* ahead) {
+  constexpr std::size_t kStep = 128;
+  auto* out = static_cast<std::byte*>(to);
+  const auto* in = static_cast<const std::byte*>(from);
+  const auto* next = static_cast<const std::byte*>(ahead);
+  std::size_t at = 0;
+  for (; at + kStep <= bytes; at += kStep) {
+    __builtin_prefetch(next + at, 0, 2);
+    __builtin_prefetch(next + at + 64, 0, 2);
+    std::memcpy(out + at, in + at, kStep);
+  }
+  std::memcpy(out + at, in + at, bytes - at);
+}
+
 #if defined(__x86_64__)
 
 // Bytes before the first 64-byte boundary of `to`.
@@ -196,6 +210,9 @@ EP_INLINE std::size_t head_bytes(const void* to, std::size_t bytes) {
   isa_flags void quantise_##suffix(const std::uint16_t* x, std::uint8_t* out, float* scales, std::size_t columns, \
                                    bool round_scale) {                                                            \
     quantise<lanes>(x, out, scales, columns, round_scale);                                                        \
+  }                                                                                                               \
+  isa_flags void copy_row_##suffix(void* to, const void* from, std::size_t bytes, const void* ahead) {            \
+    copy_and_fetch(to, from, bytes, ahead);                                                                       \
   }
 
 #define EP_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))
@@ -252,9 +269,11 @@ void stream_baseline(void* to, const void* from, std::size_t bytes) {
   std::memcpy(out + at, in + at, bytes - at);
 }
 
-constexpr Kernels kAvx512{"avx512f", weighted_sum_avx512, sum_f32_avx512, quantise_avx512, stream_avx512};
-constexpr Kernels kAvx2{"avx2", weighted_sum_avx2, sum_f32_avx2, quantise_avx2, stream_avx2};
-constexpr Kernels kBaseline{"baseline", weighted_sum_baseline, sum_f32_baseline, quantise_baseline, stream_baseline};
+constexpr Kernels kAvx512{"avx512f",       weighted_sum_avx512, sum_f32_avx512,
+                          quantise_avx512, copy_row_avx512,     stream_avx512};
+constexpr Kernels kAvx2{"avx2", weighted_sum_avx2, sum_f32_avx2, quantise_avx2, copy_row_avx2, stream_avx2};
+constexpr Kernels kBaseline{"baseline",        weighted_sum_baseline, sum_f32_baseline,
+                            quantise_baseline, copy_row_baseline,     stream_baseline};
 
 const Kernels& choose() {
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -286,7 +305,12 @@ void quantise_baseline(const std::uint16_t* x, std::uint8_t* out, float* scales,
   quantise<4>(x, out, scales, columns, round_scale);
 }
 
-constexpr Kernels kBaseline{"baseline", weighted_sum_baseline, sum_f32_baseline, quantise_baseline, plain_copy};
+void copy_row_baseline(void* to, const void* from, std::size_t bytes, const void* ahead) {
+  copy_and_fetch(to, from, bytes, ahead);
+}
+
+constexpr Kernels kBaseline{"baseline",        weighted_sum_baseline, sum_f32_baseline,
+                            quantise_baseline, copy_row_baseline,     plain_copy};
 
 const Kernels& choose() { return kBaseline; }
 

@@ -25,6 +25,9 @@ struct Kernels {
   void (*quantise_e4m3)(const std::uint16_t* x, std::uint8_t* out, float* scales, std::size_t columns,
                         bool round_scale);
 
+  // Copies a row while fetching `ahead`, the row to be copied next, which the hardware would not foresee.
+  void (*copy_row)(void* to, const void* from, std::size_t bytes, const void* ahead);
+
   // Copies that do not keep the destination in the caches. Follow with store_fence() before publishing.
   void (*stream_copy)(void* to, const void* from, std::size_t bytes);
 };

@@ -151,8 +151,13 @@ class LowLatency {
   std::int64_t reduced_ = 0;  // chunks that are in the output
 
   // The combine that is being staged.
-  std::int64_t ring_rows_ = 0;           // places per destination; 0: rows stay in place
-  std::vector<std::int64_t> due_;        // [ranks, chunks + 1]: rows for a destination before each chunk
+  std::int64_t ring_rows_ = 0;     // places per destination; 0: rows stay in place
+  std::vector<std::int64_t> due_;  // [ranks, chunks + 1]: rows for a destination before each chunk
+  struct Copy {
+    std::uint16_t* to;
+    const std::uint16_t* from;
+  };
+  std::vector<Copy> copies_;             // of the current chunk
   std::vector<std::int64_t> staged_to_;  // [ranks]: rows put into the ring so far
 };
 

@@ -105,6 +105,7 @@ void LowLatency::stage_chunk(const Pending& op, const CombineInput& in, std::int
   // Rows that are not sorted by token cannot be found by chunk: then all go with the last one.
   const bool last = chunk + 1 == chunk_count(op.sizes);
   const std::int64_t end = last ? INT32_MAX : sorted ? (chunk + 1) * chunk_tokens(op.sizes) : 0;
+  copies_.clear();
   for (std::int64_t cell = 0; cell < at.local * ranks; ++cell) {
     const std::int64_t to = cell % ranks;
     if (to == world_.rank() && op.own_rows != nullptr) continue;
@@ -113,17 +114,17 @@ void LowLatency::stage_chunk(const Pending& op, const CombineInput& in, std::int
     std::int32_t& done = cursor_[static_cast<std::size_t>(cell)];
     std::int32_t upto = done;
     while (upto < range.count && in.src_info[first + upto] < end) ++upto;
-    const std::uint16_t* from = in.x + static_cast<std::size_t>(first + done) * hidden;
-    if (ring_rows_ == 0) {
-      std::memcpy(rows + static_cast<std::size_t>(first + done) * hidden, from,
-                  static_cast<std::size_t>(upto - done) * hidden * sizeof(std::uint16_t));
-    } else {
-      for (std::int64_t i = done; i < upto; ++i, from += hidden) {
-        const std::int64_t place = to * ring_rows_ + staged_to_[static_cast<std::size_t>(to)]++ % ring_rows_;
-        std::memcpy(rows + static_cast<std::size_t>(place) * hidden, from, hidden * sizeof(std::uint16_t));
-      }
+    for (std::int64_t row = first + done; row < first + upto; ++row) {
+      const std::int64_t place =
+          ring_rows_ == 0 ? row : to * ring_rows_ + staged_to_[static_cast<std::size_t>(to)]++ % ring_rows_;
+      copies_.push_back(
+          {rows + static_cast<std::size_t>(place) * hidden, in.x + static_cast<std::size_t>(row) * hidden});
     }
     done = upto;
+  }
+  for (std::size_t i = 0; i < copies_.size(); ++i) {
+    const std::uint16_t* ahead = copies_[std::min(i + 1, copies_.size() - 1)].from;
+    kernels().copy_row(copies_[i].to, copies_[i].from, hidden * sizeof(std::uint16_t), ahead);
   }
 }
 
