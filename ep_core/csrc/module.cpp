@@ -161,6 +161,8 @@ NB_MODULE(_host, m) {
   using namespace ep_core;
   const auto release = nb::call_guard<nb::gil_scoped_release>();
 
+  // Buffers and hooks that live until the interpreter ends are no error, and launchers should stay quiet.
+  nb::set_leak_warnings(false);
   nb::register_exception_translator(translate);
   m.attr("COMPILER") = compiler();
   m.attr("ISAS_BUILT") = built_isas();
