@@ -2,7 +2,6 @@
 
 #include <linux/futex.h>
 #include <poll.h>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -35,12 +34,6 @@ void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t seen, nanosecond
   ::syscall(SYS_futex, &word, FUTEX_WAIT, seen, &wait, nullptr, 0);
 }
 
-int usable_cores() {
-  cpu_set_t set;
-  if (::sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
-  return static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
-}
-
 }  // namespace
 
 void ring(Bell& bell, int self) {
@@ -55,12 +48,13 @@ Waiter::Waiter(int rank, int ranks, double timeout_s, std::function<void()> chec
     : rank_(rank),
       ranks_(ranks),
       timeout_s_(timeout_s),
-      spin_(ranks <= usable_cores() ? kSpinOwnCore : kSpinSharedCore),
+      spin_(kSpinSharedCore),
       check_signals_(std::move(check_signals)) {}
 
-void Waiter::attach(Bell* own, std::vector<Descriptor> processes) {
+void Waiter::attach(Bell* own, std::vector<Descriptor> processes, int cores) {
   bell_ = own;
   processes_ = std::move(processes);
+  spin_ = ranks_ <= cores ? kSpinOwnCore : kSpinSharedCore;
 }
 
 bool Waiter::exited(int peer) const {

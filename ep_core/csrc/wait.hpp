@@ -57,8 +57,9 @@ class Waiter {
   // `check_signals` is called while sleeping and may throw to end the wait.
   Waiter(int rank, int ranks, double timeout_s, std::function<void()> check_signals);
 
-  // Our bell, and one handle on each peer's process (invalid where the kernel gives none).
-  void attach(Bell* own, std::vector<Descriptor> processes);
+  // Our bell, one handle on each peer's process (invalid where the kernel gives none), and on how many cores the ranks
+  // together may run: with one for each, waiting spins for longer before it sleeps.
+  void attach(Bell* own, std::vector<Descriptor> processes, int cores);
 
   // Returns when arrived(r) is true for every peer r.
   template <class F>

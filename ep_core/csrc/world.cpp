@@ -1,5 +1,6 @@
 #include "world.hpp"
 
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -10,6 +11,17 @@
 
 namespace ep_core {
 namespace {
+
+// On how many cores the processes together may run, as their affinities stand now.
+int cores_of(const std::vector<PeerAddress>& peers) {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  for (const PeerAddress& peer : peers) {
+    cpu_set_t one;
+    if (::sched_getaffinity(peer.pid, sizeof(one), &one) == 0) CPU_OR(&all, &all, &one);
+  }
+  return CPU_COUNT(&all);
+}
 
 // A handle on a peer's process that cannot mistake a later process for it.
 Descriptor open_process(int pid) { return Descriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))); }
@@ -79,7 +91,7 @@ void World::connect(const std::vector<PeerAddress>& peers) {
       throw WrongArgument(who + " is not who it was: its segment belongs to another buffer");
     }
   }
-  waiter_.attach(&control().bell, std::move(processes));
+  waiter_.attach(&control().bell, std::move(processes), cores_of(peers));
   control().mapped.value.store(1, std::memory_order_release);
   ring_all();
   waiter_.all("construction",
@@ -94,7 +106,7 @@ void World::destroy() {
   if (broken_.empty()) broken_ = "it was destroyed";
   fd_.reset();
   for (auto& mapping : mappings_) mapping.reset();
-  waiter_.attach(nullptr, {});
+  waiter_.attach(nullptr, {}, 0);
 }
 
 void World::ring_all() const {
