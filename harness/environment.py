@@ -73,12 +73,6 @@ def _read(path: str) -> str:
 
 
 @functools.cache
-def cores_given() -> tuple[int, ...]:
-    """The cores this process was given, as first asked: what it binds itself to afterwards does not count."""
-    return tuple(sorted(os.sched_getaffinity(0)))
-
-
-@functools.cache
 def cpu_model() -> str:
     """The CPU model as the kernel names it, without "/" (a platform's key is divided by it)."""
     found = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
@@ -90,7 +84,7 @@ def platform(cluster: str, device: Device, nodes: int) -> Platform:
     """The platform of a run by ranks on `nodes` machines like this one."""
     return Platform(
         device_model=cpu_model() if device == "cpu" else "unknown GPU",
-        devices_per_node=len(cores_given()),
+        devices_per_node=len(os.sched_getaffinity(0)),
         interconnect="shared-memory" if nodes == 1 else "network",
         cluster=cluster,
     )
@@ -148,8 +142,7 @@ def topology() -> dict[str, str]:
     """Facts about this machine that may explain a number: cores, NUMA nodes, governor, memory, huge pages."""
     facts = {
         "cpu_model": cpu_model(),
-        "cores_usable": str(len(cores_given())),
-        "cores_of_a_rank": str(len(os.sched_getaffinity(0))),
+        "cores_usable": str(len(os.sched_getaffinity(0))),
         "cores_online": _read("/sys/devices/system/cpu/online"),
         "numa_nodes": _read("/sys/devices/system/node/online"),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),

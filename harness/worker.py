@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from harness import job, progress, record
-from harness.binding import bind
 from harness.case import Device
 from harness.errors import EpwatchError
 from harness.processes import MARK, die_with_parent
@@ -32,10 +31,7 @@ def main(arguments: list[str]) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     spec = job.load(Path(arguments[0]))
     log_folder, spool = Path(spec.log_folder), Path(spec.spool)
-    where = place(os.environ)
-    rank = where.rank
-    if MARK in os.environ:
-        bind(where.local_rank, where.local_size, os.environ)
+    rank = place(os.environ).rank
     progress.append(log_folder, rank, "", "join the world")
     device: Device = "cuda" if any(run.case.device == "cuda" for run in spec.runs) else "cpu"
     with join(spec.op_deadline_s, device=device) as world:
