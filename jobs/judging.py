@@ -74,9 +74,9 @@ def settle_night(history: History, plan: Plan | None, night: str | None, baselin
     """The verdict on a night that was measured before: the one that stands, or a new one where it does not answer.
 
     night: its id; None for the newest (of the plan, where one is given). baseline: to judge against, else the plan's,
-    else the one the night was judged against. A new verdict, because the night was never judged, or against another
-    baseline or with other floors than the plan's, is kept in place of the old one. Raises `EpwatchError` where there is
-    no night or nothing to judge it against.
+    else the one the night was judged against. The verdict on a night that was never judged is kept; one by another
+    baseline or with other floors than the standing one's is given and not kept. Raises `EpwatchError` where there is no
+    night or nothing to judge it against.
     """
     from regress_db.errors import NotFoundError
     from regress_db.queries import nights
@@ -101,7 +101,8 @@ def settle_night(history: History, plan: Plan | None, night: str | None, baselin
         floors = plan.floors
     if standing and standing.baseline == wanted and all(floors.get(one.case) == one.floor for one in standing.series):
         return standing
-    return judge_night(history, night, baseline=wanted, floor={"": DEFAULT_FLOOR, **floors})
+    floor = {"": DEFAULT_FLOOR, **floors}
+    return judge_night(history, night, baseline=wanted, floor=floor, keep=standing is None)
 
 
 def _refuse_own_runs(history: History, night: str, baseline: str) -> None:

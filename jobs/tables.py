@@ -190,4 +190,6 @@ def figure(value: float | None) -> str:
 
 def change(value: float | None) -> str:
     """A relative change for people: 0.123 is +12.3 %."""
-    return "" if value is None else f"{value:+.1%}".replace("%", " %")
+    from regress_db.wording import percent
+
+    return "" if value is None else percent(value)

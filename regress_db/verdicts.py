@@ -135,19 +135,22 @@ def judge_night(
     baseline: str | None,
     floor: Floor = _DEFAULT_FLOOR,
     judge: Judge = DEFAULT_JUDGE,
+    keep: bool = True,
 ) -> NightVerdict:
-    """Judge every planned case of the night (and any other run of it) and keep the verdicts, in place of earlier ones.
+    """Judge every planned case of the night (and any other run of it).
 
     baseline: name of a live baseline; None: everything that ran is `insufficient`. A night's own runs are never their
-    own baseline. Raises `NotFoundError` for an unknown night or baseline.
+    own baseline. keep: store the verdicts as those of the night, in place of earlier ones. Raises `NotFoundError` for
+    an unknown night or baseline.
     """
-    with history.write() as connection:
+    with history.write() if keep else history.read() as connection:
         night = lookup.night(connection, night_id)
         base = None if baseline is None else lookup.live_baseline(connection, baseline)
         facts = facts_of_night(connection, night.id)
         series = _judge(connection, facts, None if base is None else base.id, baseline, floor, judge)
         judged_at = datetime.now(UTC)
-        _store(connection, night.id, series, None if base is None else base.id, judge.name, judged_at)
+        if keep:
+            _store(connection, night.id, series, None if base is None else base.id, judge.name, judged_at)
     return NightVerdict(night.name, night.plan, baseline, judge.name, judged_at, series)
 
 

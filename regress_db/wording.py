@@ -11,7 +11,7 @@ from regress_db.judge import Judgement
 def percent(change: float) -> str:
     """A relative change as a signed percentage with a sensible number of digits: `+3.1 %`."""
     value = round(change * 100, 1) + 0.0
-    return f"{value:+.0f} %" if abs(value) >= 99.5 else f"{value:+.1f} %"
+    return f"{value:+.0f} %" if abs(value) >= 99.5 else f"{value:+z.1f} %"
 
 
 def size(change: float) -> str:

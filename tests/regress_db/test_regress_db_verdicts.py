@@ -242,6 +242,14 @@ def test_judging_again_replaces_what_was_said(based, spool):
     assert len(stored_verdict(based, "latest").series) == 2
 
 
+def test_a_verdict_asked_for_with_other_floors_can_leave_the_standing_one_alone(based, spool):
+    run_night(based, spool, "second")
+    standing = judge_night(based, "second", baseline="main", floor=0.05)
+    asked = judge_night(based, "second", baseline="main", floor=0.5, keep=False)
+    assert {one.floor for one in asked.series} == {0.5}
+    assert stored_verdict(based, "second") == standing
+
+
 def test_the_method_is_one_replaceable_value(based, spool):
     class Pessimist:
         name = "pessimist"
