@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from harness.case import Case
 from jobs.busy import busy_share
 from jobs.packing import new_night_id, pack, plan_runs
-from jobs.plan import Exclude, Matrix, PlanError, combinations, excludes, line_of, load, parse, plan_of_cases
+from jobs.plan import Exclude, Matrix, PlanError, combinations, excludes, load, parse, plan_of_cases
+from jobs.toml_lines import line_of
 
 GOOD = """\
 [plan]
