@@ -19,7 +19,6 @@ from harness import routing
 from harness.case import Case
 
 DIGITS = 3
-ID_COLUMNS = 1 + DIGITS
 
 _POOL_RANK = 2**33
 _SEGMENT = 256

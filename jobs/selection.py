@@ -8,18 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.case import Case
-from harness.errors import CaseError
-from harness.suites import SUITES
+from harness.suites import SUITES, suite
 
 DEFAULT_SUITE = "cpu-quick"
 
 
 def suite_cases(names: Sequence[str]) -> list[tuple[str, Case]]:
     """(suite, case) of the named suites, of all where none is named. Raises `CaseError` for an unknown name."""
-    for name in names:
-        if name not in SUITES:
-            raise CaseError(f"there is no suite {name!r}; there are {', '.join(sorted(SUITES))}")
-    return [(name, case) for name in names or SUITES for case in SUITES[name]]
+    return [(name, case) for name in names or SUITES for case in suite(name)]
 
 
 def chosen_cases(keys: Sequence[str], suites: Sequence[str]) -> list[Case]:

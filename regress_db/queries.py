@@ -276,32 +276,6 @@ def nights(history: History, limit: int | None = None) -> list[NightLine]:
     return lines
 
 
-def latest_runs(history: History, selection: Selection = EVERYTHING) -> dict[tuple[str, str], list[str]]:
-    """Run ids of the newest runs of each (case, platform), newest first, whatever their outcome.
-
-    `selection.limit` is per series, 1 where it is None.
-    """
-    age = func.row_number().over(
-        partition_by=(RunRow.case_id, RunRow.platform_id), order_by=(RunRow.started_at.desc(), RunRow.id.desc())
-    )
-    with history.read() as connection:
-        aged = (
-            select(CaseRow.key, PlatformRow.key.label("platform"), RunRow.run_id, age.label("age"))
-            .select_from(RunRow)
-            .join(CaseRow, CaseRow.id == RunRow.case_id)
-            .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
-            .join(EnvironmentRow, EnvironmentRow.id == RunRow.environment_id)
-            .outerjoin(NightRow, NightRow.id == RunRow.night_id)
-            .where(*selection.conditions())
-            .subquery()
-        )
-        wanted = select(*aged.c).where(aged.c.age <= (selection.limit or 1)).order_by(*aged.c)
-        found: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
-        for row in connection.execute(wanted):
-            found[row.key, row.platform].append((row.age, row.run_id))
-    return {series: [run_id for _, run_id in sorted(members)] for series, members in found.items()}
-
-
 def _in_order(series: tuple[str, str, Phase]) -> tuple[str, str, int]:
     """Dispatch before combine, as they happen."""
     case, platform, phase = series

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic_records import CASE, PLATFORM, START, environment, failed_record, ok_record, phase_result
+from synthetic_records import CASE, START, environment, failed_record, ok_record, phase_result
 
 from harness import record as records
 from harness.case import PHASES, Case
@@ -21,7 +21,7 @@ from regress_db.errors import HistoryError, NotFoundError
 from regress_db.history import History
 from regress_db.ingest import collect
 from regress_db.metrics import metrics_of
-from regress_db.queries import compare, latest_runs, nights, runs, samples_of, show, trend
+from regress_db.queries import compare, nights, runs, samples_of, show, trend
 from regress_db.selection import Selection
 
 HT = Case(backend="torch", mode="ht", ranks=4, tokens=64, hidden=512, topk=2, experts=8, combine="local_reduce")
@@ -114,7 +114,6 @@ def test_a_selection_with_a_mistake_is_a_sentence(month):
 
 def test_an_empty_history_answers_with_nothing(history):
     assert trend(history) == runs(history) == nights(history) == []
-    assert latest_runs(history) == {}
     with pytest.raises(NotFoundError):
         show(history, "latest")
 
@@ -127,13 +126,6 @@ def test_runs_are_listed_newest_first_with_both_phases(month):
     good = next(line for line in lines if line.case == CASE.key)
     assert good.combine_us == pytest.approx(200, rel=0.02)
     assert good.hosts == ("node-1",)
-
-
-def test_the_latest_runs_of_each_series_include_failures(month):
-    found = latest_runs(month)
-    assert set(found) == {(CASE.key, PLATFORM.key), (HT.key, PLATFORM.key)}
-    assert show(month, found[HT.key, PLATFORM.key][0]).outcome == "failed"
-    assert [len(ids) for ids in latest_runs(month, Selection(limit=5)).values()] == [5, 5]
 
 
 def test_runs_with_a_clock_that_jumped_are_still_all_there(history, spool):
