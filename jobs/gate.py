@@ -29,11 +29,11 @@ import msgspec
 import pytest
 
 from harness.errors import EpwatchError
+from jobs.selection import DEFAULT_SUITE
 
 if TYPE_CHECKING:
     from regress_db.verdicts import SeriesVerdict
 
-DEFAULT_SUITE = "cpu-quick"
 SUITE_FLOOR = 0.25
 PASSES = frozenset({"unchanged", "improved"})
 PASSES_UNLESS_STRICT = frozenset({"inconclusive"})
@@ -204,23 +204,27 @@ class Gate:
     def verdict(self, series: tuple[str, str]) -> SeriesVerdict:
         """The verdict on a series; measures and judges first where that has not been done. Raises `GateFailure`."""
         if self._judged is None:
+            from jobs.judging import settle_night
             from jobs.places import open_history
             from jobs.plan import load
             from regress_db.verdicts import stored_verdict
 
-            night = self.setup.night or self._measured()
             plan = load(Path(self.setup.plan)) if self.setup.plan else None
+            measured = "" if self.setup.night else self._measured()
             try:
                 with open_history(self.setup.db or None, plan) as history:
-                    verdicts = stored_verdict(history, night).series
+                    found = (
+                        stored_verdict(history, measured)
+                        if measured
+                        else settle_night(history, plan, self.setup.night, self.setup.baseline or None)
+                    )
             except EpwatchError as error:
                 raise GateFailure(str(error)) from None
             # Worst first: where a case ran on several platforms, the worst of its verdicts counts.
-            self._judged = {(one.case, one.phase): one for one in reversed(verdicts)}
-        found = self._judged.get(series)
-        if found is None:
+            self._judged = {(one.case, one.phase): one for one in reversed(found.series)}
+        if series not in self._judged:
             raise GateFailure(f"{series[1]} of {series[0]} has no verdict")
-        return found
+        return self._judged[series]
 
     def _measured(self) -> str:
         """The night that was measured for this run of the gate; whoever comes first measures it."""

@@ -132,3 +132,18 @@ def test_measuring_for_the_gate_is_done_once_and_judged_by_all(place):
     assert hung.returncode == 1, hung.stdout
     assert "2 failed" in hung.stdout
     assert "hung in its only run" in hung.stdout
+
+
+def test_another_baseline_decides_the_tests_and_leaves_the_standing_verdict(place):
+    (place / "plan.toml").write_text(PLAN.format(repeats=3))
+    for _ in range(2):
+        assert epwatch("nightly", "plan.toml", "--no-report", cwd=place).returncode == 0
+    gate = ("--epwatch-gate", "--epwatch-db", "history.db")
+    one = json.loads(epwatch("runs", "--db", "history.db", "--json", cwd=place).stdout)[-1]["run_id"]
+    small = ("baseline", "set", "small", "--run", one, "--why", "a test", "--db", "history.db")
+    assert epwatch(*small, cwd=place).returncode == 0
+    by_other = pytest_in(place, *gate, "--epwatch-baseline", "small")
+    assert by_other.returncode == 1, by_other.stdout
+    assert "baseline 'small' has 1 run of it" in by_other.stdout
+    by_standing = pytest_in(place, *gate)
+    assert by_standing.returncode == 0, by_standing.stdout
