@@ -44,6 +44,9 @@ constexpr std::uint32_t kAnyRank = kMaxRanks + 1;
 
 enum class Phase : std::int32_t { dispatch = 1, combine = 2 };
 
+// The word that a timeout uses.
+constexpr const char* word(Phase phase) { return phase == Phase::dispatch ? "dispatch" : "combine"; }
+
 // What a rank says about its low-latency operation, one per half.
 struct LowLatencyPost {
   Phase phase;

@@ -13,9 +13,6 @@ namespace {
 
 // Chunks stay in the caches between their writer and their readers.
 constexpr std::int64_t kChunkBytes = 256 << 10;
-constexpr std::int64_t kStreamFromBytes = 4 << 20;
-
-const char* name(Phase phase) { return phase == Phase::dispatch ? "dispatch" : "combine"; }
 
 }  // namespace
 
@@ -57,7 +54,7 @@ std::byte* HighThroughput::slot(int rank, std::uint64_t chunk) const {
 void HighThroughput::begin(Phase phase, const HighThroughputPost& post, const std::int32_t* per_expert) {
   const std::uint64_t op = op_ + 1;
   const std::uint64_t before = op > 2 ? op - 2 : 0;
-  world_.waiter().all(name(phase), [&](int peer) {
+  world_.waiter().all(word(phase), [&](int peer) {
     return world_.control(peer).ht_done.value.load(std::memory_order_acquire) >= before;
   });
   world_.control().ht_post[op & 1] = post;
@@ -65,7 +62,7 @@ void HighThroughput::begin(Phase phase, const HighThroughputPost& post, const st
   op_ = op;
   world_.control().ht_posted.value.store(op, std::memory_order_release);
   world_.ring_all();
-  world_.waiter().all(name(phase), [&](int peer) {
+  world_.waiter().all(word(phase), [&](int peer) {
     return world_.control(peer).ht_posted.value.load(std::memory_order_acquire) >= op;
   });
   check_posts(phase);
@@ -83,7 +80,7 @@ void HighThroughput::check_posts(Phase phase) {
       }
     };
     if (mine.phase != theirs.phase) {
-      differs = "rank " + std::to_string(peer) + " called " + name(theirs.phase) + ", this rank " + name(phase);
+      differs = "rank " + std::to_string(peer) + " called " + word(theirs.phase) + ", this rank " + word(phase);
     }
     compare("handle (1: given)", mine.cached, theirs.cached);
     compare("x (bytes per row)", mine.row_bytes, theirs.row_bytes);

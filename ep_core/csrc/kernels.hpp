@@ -9,6 +9,9 @@
 
 namespace ep_core {
 
+// From this many received bytes on, rows are written around the caches: they would not stay there anyway.
+constexpr std::int64_t kStreamFromBytes = 4 << 20;
+
 struct Kernels {
   const char* isa;
 

@@ -8,13 +8,6 @@
 #include "kernels.hpp"
 
 namespace ep_core {
-namespace {
-
-// From this many received bytes on, rows are written around the caches: they would not stay there anyway.
-constexpr std::int64_t kStreamFromBytes = 4 << 20;
-
-}  // namespace
-
 std::int64_t LowLatency::size_hint(const LowLatencySizes& sizes, int ranks) {
   return static_cast<std::int64_t>(2 * LowLatencyLayout(sizes, ranks).bytes);
 }

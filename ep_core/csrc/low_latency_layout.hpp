@@ -36,9 +36,6 @@ inline const char* name(Phase phase) {
   return phase == Phase::dispatch ? "low_latency_dispatch" : "low_latency_combine";
 }
 
-// The word that a timeout uses.
-inline const char* word(Phase phase) { return phase == Phase::dispatch ? "dispatch" : "combine"; }
-
 struct Range {
   std::int64_t begin;
   std::int64_t count;
