@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from regress_db import lookup
 from regress_db.errors import BaselineError
 from regress_db.history import History
-from regress_db.schema import BaselineRow, BaselineRunRow, CaseRow, PlatformRow, RunRow
+from regress_db.schema import BASELINE_RUNS, BASELINES, CASES, PLATFORMS, RUNS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -75,18 +75,18 @@ def set_baseline(
     with history.write() as connection:
         chosen = _choose(connection, night, runs, latest)
         live = connection.execute(
-            select(BaselineRow.id).where(BaselineRow.name == name, BaselineRow.retired_at.is_(None))
+            select(BASELINES.c.id).where(BASELINES.c.name == name, BASELINES.c.retired_at.is_(None))
         ).scalar()
         if live is not None:
             if not replace:
                 raise BaselineError(f"there is a baseline {name!r} already: retire it first, or replace it")
             _retire(connection, live, who, f"replaced: {why}", moment)
         number = connection.execute(
-            insert(BaselineRow).returning(BaselineRow.id),
+            insert(BASELINES).returning(BASELINES.c.id),
             {"name": name, "set_by": who, "set_at": moment, "reason": why},
         ).scalar_one()
-        connection.execute(insert(BaselineRunRow), [{"baseline_id": number, "run": run} for run in chosen])
-        return load_baselines(connection, BaselineRow.id == number)[0]
+        connection.execute(insert(BASELINE_RUNS), [{"baseline_id": number, "run": run} for run in chosen])
+        return load_baselines(connection, BASELINES.c.id == number)[0]
 
 
 def retire_baseline(history: History, name: str, *, who: str, why: str, when: datetime | None = None) -> None:
@@ -100,13 +100,13 @@ def retire_baseline(history: History, name: str, *, who: str, why: str, when: da
 def list_baselines(history: History, *, retired: bool = False) -> list[Baseline]:
     """The live baselines by name; with `retired`, the others too, newest first within a name."""
     with history.read() as connection:
-        return load_baselines(connection, None if retired else BaselineRow.retired_at.is_(None))
+        return load_baselines(connection, None if retired else BASELINES.c.retired_at.is_(None))
 
 
 def show_baseline(history: History, name: str) -> Baseline:
     """The live baseline `name`. Raises `NotFoundError` where there is none."""
     with history.read() as connection:
-        return load_baselines(connection, BaselineRow.id == lookup.live_baseline(connection, name).id)[0]
+        return load_baselines(connection, BASELINES.c.id == lookup.live_baseline(connection, name).id)[0]
 
 
 def _say_who_and_why(who: str, why: str) -> None:
@@ -116,9 +116,7 @@ def _say_who_and_why(who: str, why: str) -> None:
 
 def _retire(connection: Connection, number: int, who: str, why: str, moment: datetime) -> None:
     connection.execute(
-        update(BaselineRow)
-        .where(BaselineRow.id == number)
-        .values(retired_by=who, retired_at=moment, retired_reason=why)
+        update(BASELINES).where(BASELINES.c.id == number).values(retired_by=who, retired_at=moment, retired_reason=why)
     )
 
 
@@ -128,7 +126,7 @@ def _choose(connection: Connection, night: str | None, runs: Sequence[str] | Non
         chosen = sorted({lookup.run(connection, prefix)[0] for prefix in runs})
         for piece in lookup.chunks(chosen):
             for row in connection.execute(
-                select(RunRow.run_id, RunRow.outcome).where(RunRow.id.in_(piece), RunRow.outcome != "ok")
+                select(RUNS.c.run_id, RUNS.c.outcome).where(RUNS.c.id.in_(piece), RUNS.c.outcome != "ok")
             ):
                 raise BaselineError(f"run {row.run_id} is {row.outcome}: only runs that are ok can be a baseline")
         if not chosen:
@@ -138,14 +136,14 @@ def _choose(connection: Connection, night: str | None, runs: Sequence[str] | Non
         if latest < 1:
             raise BaselineError(f"a baseline of the latest {latest} runs is empty: say at least 1")
         age = func.row_number().over(
-            partition_by=(RunRow.case_id, RunRow.platform_id), order_by=(RunRow.started_at.desc(), RunRow.id.desc())
+            partition_by=(RUNS.c.case_id, RUNS.c.platform_id), order_by=(RUNS.c.started_at.desc(), RUNS.c.id.desc())
         )
-        aged = select(RunRow.id, age.label("age")).where(RunRow.outcome == "ok").subquery()
+        aged = select(RUNS.c.id, age.label("age")).where(RUNS.c.outcome == "ok").subquery()
         wanted = select(aged.c.id).where(aged.c.age <= latest)
         none = "the history has no run that is ok"
     else:
         of_night = lookup.night(connection, night or "")
-        wanted = select(RunRow.id).where(RunRow.night_id == of_night.id, RunRow.outcome == "ok")
+        wanted = select(RUNS.c.id).where(RUNS.c.night_id == of_night.id, RUNS.c.outcome == "ok")
         none = f"night {of_night.name} has no run that is ok"
     chosen = list(connection.execute(wanted).scalars())
     if not chosen:
@@ -155,18 +153,18 @@ def _choose(connection: Connection, night: str | None, runs: Sequence[str] | Non
 
 def load_baselines(connection: Connection, which: ColumnElement[bool] | None) -> list[Baseline]:
     """The baselines for which `which` holds, by name; within a name the newest first."""
-    wanted = select(*BaselineRow.__table__.c).order_by(BaselineRow.name, BaselineRow.id.desc())
+    wanted = select(*BASELINES.c).order_by(BASELINES.c.name, BASELINES.c.id.desc())
     rows = connection.execute(wanted if which is None else wanted.where(which)).all()
     members: dict[int, dict[tuple[str, str], list[str]]] = {row.id: defaultdict(list) for row in rows}
     runs = (
-        select(BaselineRunRow.baseline_id, CaseRow.key, PlatformRow.key.label("platform"), RunRow.run_id)
-        .join(RunRow, RunRow.id == BaselineRunRow.run)
-        .join(CaseRow, CaseRow.id == RunRow.case_id)
-        .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
-        .order_by(CaseRow.key, PlatformRow.key, RunRow.started_at, RunRow.id)
+        select(BASELINE_RUNS.c.baseline_id, CASES.c.key, PLATFORMS.c.key.label("platform"), RUNS.c.run_id)
+        .join(RUNS, RUNS.c.id == BASELINE_RUNS.c.run)
+        .join(CASES, CASES.c.id == RUNS.c.case_id)
+        .join(PLATFORMS, PLATFORMS.c.id == RUNS.c.platform_id)
+        .order_by(CASES.c.key, PLATFORMS.c.key, RUNS.c.started_at, RUNS.c.id)
     )
     for piece in lookup.chunks(members):
-        for run in connection.execute(runs.where(BaselineRunRow.baseline_id.in_(piece))):
+        for run in connection.execute(runs.where(BASELINE_RUNS.c.baseline_id.in_(piece))):
             members[run.baseline_id][run.key, run.platform].append(run.run_id)
     return [
         Baseline(

@@ -12,19 +12,19 @@ from sqlalchemy import Connection, select
 from harness.case import Phase
 from regress_db import lookup
 from regress_db.schema import (
-    CaseRow,
-    CheckRow,
-    EnvironmentRow,
-    FailureRow,
-    MetricRow,
-    NightRow,
-    NodeRow,
-    PlatformRow,
-    RankValue,
-    RunPhaseRow,
-    RunRankRow,
-    RunRow,
-    RunValue,
+    CASES,
+    CHECKS,
+    ENVIRONMENTS,
+    FAILURES,
+    METRICS,
+    NIGHTS,
+    NODES,
+    PLATFORMS,
+    RANK_VALUES,
+    RUN_PHASES,
+    RUN_RANKS,
+    RUN_VALUES,
+    RUNS,
 )
 
 
@@ -90,27 +90,25 @@ def load_detail(connection: Connection, number: int) -> RunDetail:
     """Everything about the run with this row number, which must exist."""
     row = connection.execute(
         select(
-            *RunRow.__table__.c,
-            CaseRow.key,
-            PlatformRow.key.label("platform"),
-            NightRow.name.label("night"),
-            EnvironmentRow.digest.label("environment"),
-            EnvironmentRow.content,
+            *RUNS.c,
+            CASES.c.key,
+            PLATFORMS.c.key.label("platform"),
+            NIGHTS.c.name.label("night"),
+            ENVIRONMENTS.c.digest.label("environment"),
+            ENVIRONMENTS.c.content,
         )
-        .join(CaseRow, CaseRow.id == RunRow.case_id)
-        .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
-        .join(EnvironmentRow, EnvironmentRow.id == RunRow.environment_id)
-        .outerjoin(NightRow, NightRow.id == RunRow.night_id)
-        .where(RunRow.id == number)
+        .join(CASES, CASES.c.id == RUNS.c.case_id)
+        .join(PLATFORMS, PLATFORMS.c.id == RUNS.c.platform_id)
+        .join(ENVIRONMENTS, ENVIRONMENTS.c.id == RUNS.c.environment_id)
+        .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
+        .where(RUNS.c.id == number)
     ).one()
     failure = connection.execute(
-        select(FailureRow.step, FailureRow.kind, FailureRow.message, FailureRow.rank, FailureRow.log_tail).where(
-            FailureRow.run == number
+        select(FAILURES.c.step, FAILURES.c.kind, FAILURES.c.message, FAILURES.c.rank, FAILURES.c.log_tail).where(
+            FAILURES.c.run == number
         )
     ).first()
-    checks = connection.execute(
-        select(*CheckRow.__table__.c).where(CheckRow.run == number).order_by(CheckRow.position)
-    ).all()
+    checks = connection.execute(select(*CHECKS.c).where(CHECKS.c.run == number).order_by(CHECKS.c.position)).all()
     return RunDetail(
         run_id=row.run_id,
         case=row.key,
@@ -136,21 +134,21 @@ def load_detail(connection: Connection, number: int) -> RunDetail:
 def _phases(connection: Connection, number: int) -> tuple[PhaseDetail, ...]:
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for phase, name, value in connection.execute(
-        select(MetricRow.phase, MetricRow.name, RunValue.value)
-        .join(MetricRow, MetricRow.id == RunValue.metric)
-        .where(RunValue.run == number)
-        .order_by(MetricRow.id)
+        select(METRICS.c.phase, METRICS.c.name, RUN_VALUES.c.value)
+        .join(METRICS, METRICS.c.id == RUN_VALUES.c.metric)
+        .where(RUN_VALUES.c.run == number)
+        .order_by(METRICS.c.id)
     ):
         values[phase][name] = value
     ranks: dict[str, list[float]] = defaultdict(list)
     for phase, value in connection.execute(
-        select(RankValue.phase, RankValue.p50_us)
-        .where(RankValue.run == number)
-        .order_by(RankValue.phase, RankValue.rank)
+        select(RANK_VALUES.c.phase, RANK_VALUES.c.p50_us)
+        .where(RANK_VALUES.c.run == number)
+        .order_by(RANK_VALUES.c.phase, RANK_VALUES.c.rank)
     ):
         ranks[phase].append(value)
     rows = connection.execute(
-        select(*RunPhaseRow.__table__.c).where(RunPhaseRow.run == number).order_by(RunPhaseRow.phase.desc())
+        select(*RUN_PHASES.c).where(RUN_PHASES.c.run == number).order_by(RUN_PHASES.c.phase.desc())
     )
     return tuple(
         PhaseDetail(
@@ -171,10 +169,10 @@ def hosts_of(connection: Connection, numbers: Sequence[int]) -> dict[int, dict[s
     found: dict[int, dict[str, list[int]]] = {number: defaultdict(list) for number in numbers}
     for piece in lookup.chunks(numbers):
         for run, hostname, rank in connection.execute(
-            select(RunRankRow.run, NodeRow.hostname, RunRankRow.rank)
-            .join(NodeRow, NodeRow.id == RunRankRow.node_id)
-            .where(RunRankRow.run.in_(piece))
-            .order_by(RunRankRow.rank)
+            select(RUN_RANKS.c.run, NODES.c.hostname, RUN_RANKS.c.rank)
+            .join(NODES, NODES.c.id == RUN_RANKS.c.node_id)
+            .where(RUN_RANKS.c.run.in_(piece))
+            .order_by(RUN_RANKS.c.rank)
         ):
             found[run][hostname].append(rank)
     return found

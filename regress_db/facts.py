@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 from regress_db import lookup
 from regress_db.metrics import BANDWIDTH_METRIC, RUN_VALUE_METRIC
-from regress_db.schema import CaseRow, FailureRow, MetricRow, PlannedRow, PlatformRow, RunRow, RunValue
+from regress_db.schema import CASES, FAILURES, METRICS, PLANNED, PLATFORMS, RUN_VALUES, RUNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class RunFacts:
 def facts_of_night(connection: Connection, night: int) -> list[RunFacts]:
     """Every run of the night, and every planned one that is missing."""
     planned = connection.execute(
-        select(PlannedRow.run_id, CaseRow.key, RunRow.id)
-        .join(CaseRow, CaseRow.id == PlannedRow.case_id)
-        .outerjoin(RunRow, RunRow.run_id == PlannedRow.run_id)
-        .where(PlannedRow.night_id == night)
-        .order_by(CaseRow.key, PlannedRow.repeat, PlannedRow.run_id)
+        select(PLANNED.c.run_id, CASES.c.key, RUNS.c.id)
+        .join(CASES, CASES.c.id == PLANNED.c.case_id)
+        .outerjoin(RUNS, RUNS.c.run_id == PLANNED.c.run_id)
+        .where(PLANNED.c.night_id == night)
+        .order_by(CASES.c.key, PLANNED.c.repeat, PLANNED.c.run_id)
     ).all()
-    there = set(connection.execute(select(RunRow.id).where(RunRow.night_id == night)).scalars())
+    there = set(connection.execute(select(RUNS.c.id).where(RUNS.c.night_id == night)).scalars())
     there.update(row.id for row in planned if row.id is not None)
     missing = [RunFacts(row.run_id, None, row.key, "", "", "missing", "", {}) for row in planned if row.id is None]
     return [*facts_of_runs(connection, sorted(there)), *missing]
@@ -50,9 +50,9 @@ def facts_of_runs(connection: Connection, numbers: Sequence[int]) -> list[RunFac
     for piece in lookup.chunks(numbers):
         values: dict[int, dict[tuple[str, str], float]] = {number: {} for number in piece}
         for run, phase, name, value in connection.execute(
-            select(RunValue.run, MetricRow.phase, MetricRow.name, RunValue.value)
-            .join(MetricRow, MetricRow.id == RunValue.metric)
-            .where(RunValue.run.in_(piece), MetricRow.name.in_((RUN_VALUE_METRIC, BANDWIDTH_METRIC, "latency_us")))
+            select(RUN_VALUES.c.run, METRICS.c.phase, METRICS.c.name, RUN_VALUES.c.value)
+            .join(METRICS, METRICS.c.id == RUN_VALUES.c.metric)
+            .where(RUN_VALUES.c.run.in_(piece), METRICS.c.name.in_((RUN_VALUE_METRIC, BANDWIDTH_METRIC, "latency_us")))
         ):
             values[run][phase, name] = value
         facts += [
@@ -68,19 +68,19 @@ def facts_of_runs(connection: Connection, numbers: Sequence[int]) -> list[RunFac
             )
             for row in connection.execute(
                 select(
-                    RunRow.id,
-                    RunRow.run_id,
-                    RunRow.outcome,
-                    CaseRow.key,
-                    PlatformRow.key.label("platform"),
-                    PlatformRow.cluster,
-                    FailureRow.message,
+                    RUNS.c.id,
+                    RUNS.c.run_id,
+                    RUNS.c.outcome,
+                    CASES.c.key,
+                    PLATFORMS.c.key.label("platform"),
+                    PLATFORMS.c.cluster,
+                    FAILURES.c.message,
                 )
-                .join(CaseRow, CaseRow.id == RunRow.case_id)
-                .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
-                .outerjoin(FailureRow, FailureRow.run == RunRow.id)
-                .where(RunRow.id.in_(piece))
-                .order_by(RunRow.started_at, RunRow.id)
+                .join(CASES, CASES.c.id == RUNS.c.case_id)
+                .join(PLATFORMS, PLATFORMS.c.id == RUNS.c.platform_id)
+                .outerjoin(FAILURES, FAILURES.c.run == RUNS.c.id)
+                .where(RUNS.c.id.in_(piece))
+                .order_by(RUNS.c.started_at, RUNS.c.id)
             )
         ]
     return facts

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Executable, insert, select
+from sqlalchemy import Connection, Executable, Table, insert, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -28,21 +28,20 @@ from regress_db.errors import HistoryError
 from regress_db.history import History
 from regress_db.metrics import metrics_of
 from regress_db.schema import (
-    Base,
-    CaseRow,
-    CheckRow,
-    EnvironmentRow,
-    FailureRow,
-    MetricRow,
-    NightRow,
-    NodeRow,
-    PlatformRow,
-    RankValue,
-    RunPhaseRow,
-    RunRankRow,
-    RunRow,
-    RunValue,
-    SampleRow,
+    CASES,
+    CHECKS,
+    ENVIRONMENTS,
+    FAILURES,
+    METRICS,
+    NIGHTS,
+    NODES,
+    PLATFORMS,
+    RANK_VALUES,
+    RUN_PHASES,
+    RUN_RANKS,
+    RUN_VALUES,
+    RUNS,
+    SAMPLES,
 )
 
 INGESTED = "ingested"
@@ -100,7 +99,7 @@ def digest_of(record: Record) -> str:
 
 def case_id(connection: Connection, case: Case) -> int:
     """The number of the case, which is added where new."""
-    return shared_id(connection, CaseRow, {"key": case.key}, _fields(case))
+    return shared_id(connection, CASES, {"key": case.key}, _fields(case))
 
 
 def _fields(struct: msgspec.Struct) -> dict[str, Any]:
@@ -109,10 +108,10 @@ def _fields(struct: msgspec.Struct) -> dict[str, Any]:
 
 
 def shared_id(
-    connection: Connection, table: type[Base], unique: Mapping[str, Any], rest: Mapping[str, Any] | None = None
+    connection: Connection, table: Table, unique: Mapping[str, Any], rest: Mapping[str, Any] | None = None
 ) -> int:
     """The `id` of the row of `table` whose columns are `unique`; added, with the columns of `rest`, where new."""
-    columns = table.__table__.c
+    columns = table.c
     wanted = select(columns.id).where(*(columns[name] == value for name, value in unique.items()))
     found = connection.execute(wanted).scalar_one_or_none()
     if found is None:
@@ -128,7 +127,7 @@ class _Known:
         self._connection = connection
         self._numbers: dict[tuple[object, ...], int] = {}
 
-    def number(self, table: type[Base], unique: Mapping[str, Any], rest: Mapping[str, Any] | None = None) -> int:
+    def number(self, table: Table, unique: Mapping[str, Any], rest: Mapping[str, Any] | None = None) -> int:
         """See `shared_id`."""
         key = (table, *unique.values())
         if key not in self._numbers:
@@ -140,7 +139,7 @@ class _Known:
         self._numbers.clear()
 
 
-def insert_new(connection: Connection, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> int:
+def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
     """Insert the rows that no unique column forbids; returns how many went in."""
     if connection.dialect.name == "postgresql":
         from sqlalchemy.dialects import postgresql
@@ -176,7 +175,7 @@ def _ingest(history: History, spool: Path, readable: Sequence[_Read], done: Coll
     with history.write() as connection:
         known_rows = _Known(connection)
         for one in readable:
-            known = connection.execute(select(RunRow.digest).where(RunRow.run_id == one.record.run_id)).scalar()
+            known = connection.execute(select(RUNS.c.digest).where(RUNS.c.run_id == one.record.run_id)).scalar()
             if known == one.digest:
                 already.append(one)
             elif known is not None:
@@ -202,17 +201,17 @@ def _insert(connection: Connection, known: _Known, record: Record, digest: str) 
     environment = msgspec.to_builtins(record.environment)
     commit = record.environment.code.get("commit", "")
     run: int = connection.execute(
-        insert(RunRow).returning(RunRow.id),
+        insert(RUNS).returning(RUNS.c.id),
         {
             "run_id": record.run_id,
-            "case_id": known.number(CaseRow, {"key": record.case.key}, _fields(record.case)),
-            "platform_id": known.number(PlatformRow, {"key": record.platform.key}, _fields(record.platform)),
+            "case_id": known.number(CASES, {"key": record.case.key}, _fields(record.case)),
+            "platform_id": known.number(PLATFORMS, {"key": record.platform.key}, _fields(record.platform)),
             "environment_id": known.number(
-                EnvironmentRow,
+                ENVIRONMENTS,
                 {"digest": record.environment.digest},
                 {"commit": commit, "content": environment},
             ),
-            "night_id": known.number(NightRow, {"name": record.night}, {"plan": ""}) if record.night else None,
+            "night_id": known.number(NIGHTS, {"name": record.night}, {"plan": ""}) if record.night else None,
             "repeat": record.repeat,
             "started_at": parse_time(record.started_at),
             "ended_at": parse_time(record.ended_at),
@@ -229,12 +228,12 @@ def _insert(connection: Connection, known: _Known, record: Record, digest: str) 
             connection.execute(insert(table), rows)
 
 
-def _rows_of(known: _Known, record: Record, run: int) -> Iterator[tuple[type[Base], list[dict[str, Any]]]]:
+def _rows_of(known: _Known, record: Record, run: int) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
     """Everything that hangs on the run, table by table."""
     if record.failure is not None:
-        yield FailureRow, [{"run": run, **msgspec.structs.asdict(record.failure)}]
+        yield FAILURES, [{"run": run, **msgspec.structs.asdict(record.failure)}]
     yield (
-        CheckRow,
+        CHECKS,
         [
             {"run": run, "position": position, "moment": check.when, "passed": check.passed}
             | {"rows": check.rows, "detail": check.detail}
@@ -243,13 +242,13 @@ def _rows_of(known: _Known, record: Record, run: int) -> Iterator[tuple[type[Bas
     )
     ranks: list[dict[str, Any]] = []
     for node in record.nodes:
-        node_id = known.number(NodeRow, {"hostname": node.hostname})
+        node_id = known.number(NODES, {"hostname": node.hostname})
         ranks += [{"run": run, "rank": rank, "node_id": node_id} for rank in node.ranks]
-    yield RunRankRow, ranks
+    yield RUN_RANKS, ranks
     for result in record.phases:
         of_phase = {"run": run, "phase": result.phase}
         yield (
-            RunPhaseRow,
+            RUN_PHASES,
             [
                 {
                     **of_phase,
@@ -261,21 +260,21 @@ def _rows_of(known: _Known, record: Record, run: int) -> Iterator[tuple[type[Bas
             ],
         )
         yield (
-            RunValue,
+            RUN_VALUES,
             [
                 {
                     "run": run,
-                    "metric": known.number(MetricRow, {"phase": result.phase, "name": name}),
+                    "metric": known.number(METRICS, {"phase": result.phase, "name": name}),
                     "value": value,
                 }
                 for name, value in metrics_of(result).items()
             ],
         )
         yield (
-            RankValue,
+            RANK_VALUES,
             [{**of_phase, "rank": rank, "p50_us": value} for rank, value in enumerate(result.stats.rank_p50_us)],
         )
-        yield SampleRow, [{**of_phase, "packed": samples.pack(result.samples_us)}]
+        yield SAMPLES, [{**of_phase, "packed": samples.pack(result.samples_us)}]
 
 
 def _move(file: Path, folder: Path) -> bool:

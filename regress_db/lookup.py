@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from regress_db.errors import NotFoundError
-from regress_db.schema import BaselineRow, CaseRow, NightRow, RunRow
+from regress_db.schema import BASELINES, CASES, NIGHTS, RUNS
 
 LATEST = "latest"
 _CANDIDATES = 10
@@ -23,14 +23,14 @@ def run(connection: Connection, prefix: str) -> tuple[int, str]:
 
     Raises `NotFoundError` for none, or for several, naming them.
     """
-    columns = select(RunRow.id, RunRow.run_id, CaseRow.key).join(CaseRow, CaseRow.id == RunRow.case_id)
-    newest = columns.order_by(RunRow.started_at.desc(), RunRow.id.desc())
+    columns = select(RUNS.c.id, RUNS.c.run_id, CASES.c.key).join(CASES, CASES.c.id == RUNS.c.case_id)
+    newest = columns.order_by(RUNS.c.started_at.desc(), RUNS.c.id.desc())
     if prefix == LATEST:
         found = connection.execute(newest.limit(1)).all()
     else:
         wanted = prefix.lower()
         found = connection.execute(
-            newest.where(RunRow.run_id >= wanted, RunRow.run_id < wanted + "\x7f").limit(_CANDIDATES + 1)
+            newest.where(RUNS.c.run_id >= wanted, RUNS.c.run_id < wanted + "\x7f").limit(_CANDIDATES + 1)
         ).all()
     if not found or not prefix:
         raise NotFoundError(f"no run has an id that starts with {prefix!r}; `epwatch runs` lists them")
@@ -43,8 +43,8 @@ def run(connection: Connection, prefix: str) -> tuple[int, str]:
 
 def night(connection: Connection, name: str) -> Row[*tuple[Any, ...]]:
     """The row of the night `name`, or of the newest for `latest`. Raises `NotFoundError` naming the newest ones."""
-    newest = select(*NightRow.__table__.c).order_by(NightRow.started_at.desc(), NightRow.id.desc())
-    found = connection.execute(newest if name == LATEST else newest.where(NightRow.name == name)).first()
+    newest = select(*NIGHTS.c).order_by(NIGHTS.c.started_at.desc(), NIGHTS.c.id.desc())
+    found = connection.execute(newest if name == LATEST else newest.where(NIGHTS.c.name == name)).first()
     if found is None:
         names = [row.name for row in connection.execute(newest.limit(_CANDIDATES))]
         known = f"the newest are {', '.join(names)}" if names else "there is none yet"
@@ -54,10 +54,10 @@ def night(connection: Connection, name: str) -> Row[*tuple[Any, ...]]:
 
 def live_baseline(connection: Connection, name: str) -> Row[*tuple[Any, ...]]:
     """The row of the baseline `name` that is not retired. Raises `NotFoundError` naming those there are."""
-    live = select(*BaselineRow.__table__.c).where(BaselineRow.retired_at.is_(None))
-    found = connection.execute(live.where(BaselineRow.name == name)).first()
+    live = select(*BASELINES.c).where(BASELINES.c.retired_at.is_(None))
+    found = connection.execute(live.where(BASELINES.c.name == name)).first()
     if found is None:
-        names = [row.name for row in connection.execute(live.order_by(BaselineRow.name))]
+        names = [row.name for row in connection.execute(live.order_by(BASELINES.c.name))]
         known = f"there are {', '.join(names)}" if names else "none has been set (`epwatch baseline set`)"
         raise NotFoundError(f"there is no baseline {name!r}; {known}")
     return found

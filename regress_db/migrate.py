@@ -37,7 +37,7 @@ class Revisions:
     head: str
 
 
-PACKAGED = Revisions(Path(__file__).parent / "migrations", "0001")
+PACKAGED = Revisions(Path(__file__).parent / "migrations", "0002")
 
 
 def sqlite_uri(path: Path, mode: str) -> str:

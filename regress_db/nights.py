@@ -15,7 +15,7 @@ from regress_db import lookup
 from regress_db.errors import HistoryError
 from regress_db.history import History
 from regress_db.ingest import case_id, insert_new, shared_id
-from regress_db.schema import NightRow, PlannedRow
+from regress_db.schema import NIGHTS, PLANNED
 
 
 def open_night(history: History, night_id: str, plan: str, started_at: datetime, planned: Sequence[PlannedRun]) -> None:
@@ -26,15 +26,15 @@ def open_night(history: History, night_id: str, plan: str, started_at: datetime,
     if not night_id:
         raise HistoryError("a night needs an id")
     with history.write() as connection:
-        number = shared_id(connection, NightRow, {"name": night_id}, {"plan": plan, "started_at": started_at})
-        row = connection.execute(select(NightRow.plan, NightRow.started_at).where(NightRow.id == number)).one()
+        number = shared_id(connection, NIGHTS, {"name": night_id}, {"plan": plan, "started_at": started_at})
+        row = connection.execute(select(NIGHTS.c.plan, NIGHTS.c.started_at).where(NIGHTS.c.id == number)).one()
         if row.started_at is None:
-            connection.execute(update(NightRow).where(NightRow.id == number).values(plan=plan, started_at=started_at))
+            connection.execute(update(NIGHTS).where(NIGHTS.c.id == number).values(plan=plan, started_at=started_at))
         elif row.plan != plan:
             raise HistoryError(f"night {night_id} is in the history with plan {row.plan!r}, not {plan!r}")
         insert_new(
             connection,
-            PlannedRow,
+            PLANNED,
             [
                 {
                     "night_id": number,
@@ -52,4 +52,4 @@ def close_night(history: History, night_id: str, finished_at: datetime | None = 
     with history.write() as connection:
         number = lookup.night(connection, night_id).id
         moment = finished_at or datetime.now(UTC)
-        connection.execute(update(NightRow).where(NightRow.id == number).values(finished_at=moment))
+        connection.execute(update(NIGHTS).where(NIGHTS.c.id == number).values(finished_at=moment))

@@ -18,19 +18,19 @@ from regress_db.facts import facts_of_night
 from regress_db.history import History
 from regress_db.metrics import RUN_VALUE_METRIC
 from regress_db.schema import (
-    BaselineRow,
-    BaselineRunRow,
-    CaseRow,
-    EnvironmentRow,
-    FailureRow,
-    MetricRow,
-    NightRow,
-    NodeRow,
-    PlatformRow,
-    RunPhaseRow,
-    RunRankRow,
-    RunRow,
-    RunValue,
+    BASELINE_RUNS,
+    BASELINES,
+    CASES,
+    ENVIRONMENTS,
+    FAILURES,
+    METRICS,
+    NIGHTS,
+    NODES,
+    PLATFORMS,
+    RUN_PHASES,
+    RUN_RANKS,
+    RUN_VALUES,
+    RUNS,
 )
 from regress_db.verdicts import NO_NUMBER, NightVerdict, SeriesVerdict, stored_verdict
 
@@ -145,20 +145,20 @@ def gather(history: History, night_id: str) -> NightView:
         night = lookup.night(connection, night_id)
         facts = facts_of_night(connection, night.id)
         new = [one.number for one in facts if one.number is not None]
-        of_baseline = select(BaselineRunRow.run).where(BaselineRunRow.baseline_id == night.baseline_id)
+        of_baseline = select(BASELINE_RUNS.c.run).where(BASELINE_RUNS.c.baseline_id == night.baseline_id)
         base = [number for number in connection.execute(of_baseline).scalars() if number not in set(new)]
-        baselines = [] if night.baseline_id is None else load_baselines(connection, BaselineRow.id == night.baseline_id)
+        baselines = [] if night.baseline_id is None else load_baselines(connection, BASELINES.c.id == night.baseline_id)
         hosts = _hosts(connection, [*new, *base])
         values = _values(connection, [*new, *base])
         past = _past(connection, night.id)
         headlines = _headlines(connection, new)
         environments = _environments(connection, new)
         before = _environments(connection, base)
-        notes = connection.execute(select(RunRow.notes).where(RunRow.night_id == night.id)).scalars()
+        notes = connection.execute(select(RUNS.c.notes).where(RUNS.c.night_id == night.id)).scalars()
         failures = {
             row.run: row
             for piece in lookup.chunks(new)
-            for row in connection.execute(select(*FailureRow.__table__.c).where(FailureRow.run.in_(piece)))
+            for row in connection.execute(select(*FAILURES.c).where(FAILURES.c.run.in_(piece)))
         }
     runs_of: dict[tuple[str, str], list[_Run]] = defaultdict(list)
     for run in values:
@@ -258,16 +258,16 @@ def _values(connection: Connection, numbers: Sequence[int]) -> list[_Run]:
     runs: dict[int, _Run] = {}
     for piece in lookup.chunks(numbers):
         for row in connection.execute(
-            select(RunRow.id, RunRow.run_id, CaseRow.key, PlatformRow.key.label("platform"))
-            .join(CaseRow, CaseRow.id == RunRow.case_id)
-            .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
-            .where(RunRow.id.in_(piece))
+            select(RUNS.c.id, RUNS.c.run_id, CASES.c.key, PLATFORMS.c.key.label("platform"))
+            .join(CASES, CASES.c.id == RUNS.c.case_id)
+            .join(PLATFORMS, PLATFORMS.c.id == RUNS.c.platform_id)
+            .where(RUNS.c.id.in_(piece))
         ):
             runs[row.id] = _Run(row.id, row.run_id, row.key, row.platform, {})
         for run, phase, name, value in connection.execute(
-            select(RunValue.run, MetricRow.phase, MetricRow.name, RunValue.value)
-            .join(MetricRow, MetricRow.id == RunValue.metric)
-            .where(RunValue.run.in_(piece), MetricRow.name.in_(_WORDS_WANTED))
+            select(RUN_VALUES.c.run, METRICS.c.phase, METRICS.c.name, RUN_VALUES.c.value)
+            .join(METRICS, METRICS.c.id == RUN_VALUES.c.metric)
+            .where(RUN_VALUES.c.run.in_(piece), METRICS.c.name.in_(_WORDS_WANTED))
         ):
             runs[run].values[phase, name] = value
     return list(runs.values())
@@ -277,9 +277,9 @@ def _hosts(connection: Connection, numbers: Sequence[int]) -> dict[int, str]:
     found: dict[int, set[str]] = defaultdict(set)
     for piece in lookup.chunks(numbers):
         for run, hostname in connection.execute(
-            select(RunRankRow.run, NodeRow.hostname)
-            .join(NodeRow, NodeRow.id == RunRankRow.node_id)
-            .where(RunRankRow.run.in_(piece))
+            select(RUN_RANKS.c.run, NODES.c.hostname)
+            .join(NODES, NODES.c.id == RUN_RANKS.c.node_id)
+            .where(RUN_RANKS.c.run.in_(piece))
             .distinct()
         ):
             found[run].add(hostname)
@@ -288,32 +288,32 @@ def _hosts(connection: Connection, numbers: Sequence[int]) -> dict[int, str]:
 
 def _past(connection: Connection, night: int) -> dict[tuple[str, str, str], dict[tuple[datetime, str], list[float]]]:
     """Run values of the last nights up to this one, by case, platform and phase, then by night."""
-    started = select(NightRow.started_at).where(NightRow.id == night).scalar_subquery()
+    started = select(NIGHTS.c.started_at).where(NIGHTS.c.id == night).scalar_subquery()
     nights = (
-        select(NightRow.id)
-        .where(NightRow.started_at <= started)
-        .order_by(NightRow.started_at.desc(), NightRow.id.desc())
+        select(NIGHTS.c.id)
+        .where(NIGHTS.c.started_at <= started)
+        .order_by(NIGHTS.c.started_at.desc(), NIGHTS.c.id.desc())
         .limit(PAST_NIGHTS)
         .subquery()
     )
     found: dict[tuple[str, str, str], dict[tuple[datetime, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     for case, platform, phase, moment, name, value in connection.execute(
         select(
-            CaseRow.key,
-            PlatformRow.key.label("platform"),
-            MetricRow.phase,
-            NightRow.started_at,
-            NightRow.name,
-            RunValue.value,
+            CASES.c.key,
+            PLATFORMS.c.key.label("platform"),
+            METRICS.c.phase,
+            NIGHTS.c.started_at,
+            NIGHTS.c.name,
+            RUN_VALUES.c.value,
         )
         .select_from(nights)
-        .join(NightRow, NightRow.id == nights.c.id)
-        .join(RunRow, RunRow.night_id == NightRow.id)
-        .join(RunValue, RunValue.run == RunRow.id)
-        .join(MetricRow, MetricRow.id == RunValue.metric)
-        .join(CaseRow, CaseRow.id == RunRow.case_id)
-        .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
-        .where(MetricRow.name == RUN_VALUE_METRIC)
+        .join(NIGHTS, NIGHTS.c.id == nights.c.id)
+        .join(RUNS, RUNS.c.night_id == NIGHTS.c.id)
+        .join(RUN_VALUES, RUN_VALUES.c.run == RUNS.c.id)
+        .join(METRICS, METRICS.c.id == RUN_VALUES.c.metric)
+        .join(CASES, CASES.c.id == RUNS.c.case_id)
+        .join(PLATFORMS, PLATFORMS.c.id == RUNS.c.platform_id)
+        .where(METRICS.c.name == RUN_VALUE_METRIC)
     ):
         if moment is not None:
             found[case, platform, phase][moment, name].append(value)
@@ -325,10 +325,10 @@ def _headlines(connection: Connection, numbers: Sequence[int]) -> dict[tuple[str
     found: dict[tuple[str, str], str] = {}
     for piece in lookup.chunks(numbers):
         for key, phase, headline in connection.execute(
-            select(CaseRow.key, RunPhaseRow.phase, RunPhaseRow.headline)
-            .join(RunRow, RunRow.id == RunPhaseRow.run)
-            .join(CaseRow, CaseRow.id == RunRow.case_id)
-            .where(RunPhaseRow.run.in_(piece))
+            select(CASES.c.key, RUN_PHASES.c.phase, RUN_PHASES.c.headline)
+            .join(RUNS, RUNS.c.id == RUN_PHASES.c.run)
+            .join(CASES, CASES.c.id == RUNS.c.case_id)
+            .where(RUN_PHASES.c.run.in_(piece))
             .distinct()
         ):
             found[key, phase] = headline
@@ -340,9 +340,9 @@ def _environments(connection: Connection, numbers: Sequence[int]) -> Counter[_Fl
     found: Counter[_Flat] = Counter()
     contents: dict[int, _Flat] = {}
     for piece in lookup.chunks(numbers):
-        for (number,) in connection.execute(select(RunRow.environment_id).where(RunRow.id.in_(piece))):
+        for (number,) in connection.execute(select(RUNS.c.environment_id).where(RUNS.c.id.in_(piece))):
             if number not in contents:
-                content = connection.execute(select(EnvironmentRow.content).where(EnvironmentRow.id == number))
+                content = connection.execute(select(ENVIRONMENTS.c.content).where(ENVIRONMENTS.c.id == number))
                 contents[number] = tuple(sorted(flatten(content.scalar_one()).items()))
             found[contents[number]] += 1
     return found

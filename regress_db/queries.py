@@ -23,16 +23,16 @@ from regress_db.errors import NotFoundError
 from regress_db.history import History
 from regress_db.metrics import BANDWIDTH_METRIC
 from regress_db.schema import (
-    CaseRow,
-    EnvironmentRow,
-    FailureRow,
-    MetricRow,
-    NightRow,
-    PlannedRow,
-    PlatformRow,
-    RunRow,
-    RunValue,
-    SampleRow,
+    CASES,
+    ENVIRONMENTS,
+    FAILURES,
+    METRICS,
+    NIGHTS,
+    PLANNED,
+    PLATFORMS,
+    RUN_VALUES,
+    RUNS,
+    SAMPLES,
 )
 from regress_db.selection import EVERYTHING, Selection
 
@@ -124,32 +124,32 @@ def trend(
     with history.read() as connection:
         metrics = {
             row.id: row.phase
-            for row in connection.execute(select(MetricRow.id, MetricRow.phase).where(MetricRow.name == metric))
+            for row in connection.execute(select(METRICS.c.id, METRICS.c.phase).where(METRICS.c.name == metric))
             if phase in (None, row.phase)
         }
-        if not metrics and connection.execute(select(MetricRow.id).limit(1)).first() is not None:
-            names = connection.execute(select(MetricRow.name).distinct().order_by(MetricRow.name)).scalars()
+        if not metrics and connection.execute(select(METRICS.c.id).limit(1)).first() is not None:
+            names = connection.execute(select(METRICS.c.name).distinct().order_by(METRICS.c.name)).scalars()
             raise NotFoundError(f"the history has no metric {metric!r}; it has {', '.join(names)}")
         wanted = (
             select(
-                CaseRow.key,
-                PlatformRow.key.label("platform"),
-                RunValue.metric,
-                RunRow.started_at,
-                NightRow.name.label("night"),
-                RunRow.run_id,
-                EnvironmentRow.commit,
-                EnvironmentRow.digest,
-                RunValue.value,
+                CASES.c.key,
+                PLATFORMS.c.key.label("platform"),
+                RUN_VALUES.c.metric,
+                RUNS.c.started_at,
+                NIGHTS.c.name.label("night"),
+                RUNS.c.run_id,
+                ENVIRONMENTS.c.commit,
+                ENVIRONMENTS.c.digest,
+                RUN_VALUES.c.value,
             )
-            .select_from(RunRow)
-            .join(RunValue, RunValue.run == RunRow.id)
-            .join(CaseRow, CaseRow.id == RunRow.case_id)
-            .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
-            .join(EnvironmentRow, EnvironmentRow.id == RunRow.environment_id)
-            .outerjoin(NightRow, NightRow.id == RunRow.night_id)
-            .where(RunValue.metric.in_(metrics), *selection.conditions())
-            .order_by(RunRow.started_at, RunRow.id)
+            .select_from(RUNS)
+            .join(RUN_VALUES, RUN_VALUES.c.run == RUNS.c.id)
+            .join(CASES, CASES.c.id == RUNS.c.case_id)
+            .join(PLATFORMS, PLATFORMS.c.id == RUNS.c.platform_id)
+            .join(ENVIRONMENTS, ENVIRONMENTS.c.id == RUNS.c.environment_id)
+            .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
+            .where(RUN_VALUES.c.metric.in_(metrics), *selection.conditions())
+            .order_by(RUNS.c.started_at, RUNS.c.id)
         )
         series: dict[tuple[str, str, Phase], list[TrendPoint]] = defaultdict(list)
         for case, platform, number, started_at, night, run_id, commit, digest, value in connection.execute(wanted):
@@ -168,23 +168,23 @@ def runs(history: History, selection: Selection = EVERYTHING) -> list[RunLine]:
     with history.read() as connection:
         rows = connection.execute(
             select(
-                RunRow.id,
-                RunRow.run_id,
-                RunRow.started_at,
-                NightRow.name.label("night"),
-                CaseRow.key,
-                PlatformRow.key.label("platform"),
-                RunRow.outcome,
-                EnvironmentRow.commit,
-                FailureRow.message,
+                RUNS.c.id,
+                RUNS.c.run_id,
+                RUNS.c.started_at,
+                NIGHTS.c.name.label("night"),
+                CASES.c.key,
+                PLATFORMS.c.key.label("platform"),
+                RUNS.c.outcome,
+                ENVIRONMENTS.c.commit,
+                FAILURES.c.message,
             )
-            .join(CaseRow, CaseRow.id == RunRow.case_id)
-            .join(PlatformRow, PlatformRow.id == RunRow.platform_id)
-            .join(EnvironmentRow, EnvironmentRow.id == RunRow.environment_id)
-            .outerjoin(NightRow, NightRow.id == RunRow.night_id)
-            .outerjoin(FailureRow, FailureRow.run == RunRow.id)
+            .join(CASES, CASES.c.id == RUNS.c.case_id)
+            .join(PLATFORMS, PLATFORMS.c.id == RUNS.c.platform_id)
+            .join(ENVIRONMENTS, ENVIRONMENTS.c.id == RUNS.c.environment_id)
+            .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
+            .outerjoin(FAILURES, FAILURES.c.run == RUNS.c.id)
             .where(*selection.conditions())
-            .order_by(RunRow.started_at.desc(), RunRow.id.desc())
+            .order_by(RUNS.c.started_at.desc(), RUNS.c.id.desc())
             .limit(selection.limit)
         ).all()
         numbers = [row.id for row in rows]
@@ -220,7 +220,7 @@ def samples_of(history: History, run: str) -> dict[Phase, list[list[float]]]:
     """The samples of a run, in µs, [ranks][iterations] by phase; exact to float32."""
     with history.read() as connection:
         number, _ = lookup.run(connection, run)
-        rows = connection.execute(select(SampleRow.phase, SampleRow.packed).where(SampleRow.run == number)).all()
+        rows = connection.execute(select(SAMPLES.c.phase, SAMPLES.c.packed).where(SAMPLES.c.run == number)).all()
     return {row.phase: samples.unpack(row.packed) for row in rows}
 
 
@@ -239,21 +239,21 @@ def nights(history: History, limit: int | None = None) -> list[NightLine]:
     """The nights, newest first."""
     with history.read() as connection:
         rows = connection.execute(
-            select(*NightRow.__table__.c).order_by(NightRow.started_at.desc(), NightRow.id.desc()).limit(limit)
+            select(*NIGHTS.c).order_by(NIGHTS.c.started_at.desc(), NIGHTS.c.id.desc()).limit(limit)
         ).all()
         outcomes: dict[int, dict[str, int]] = defaultdict(dict)
         for night, outcome, count in connection.execute(
-            select(NightRow.id, RunRow.outcome, func.count())
-            .join(RunRow, RunRow.night_id == NightRow.id)
-            .group_by(NightRow.id, RunRow.outcome)
+            select(NIGHTS.c.id, RUNS.c.outcome, func.count())
+            .join(RUNS, RUNS.c.night_id == NIGHTS.c.id)
+            .group_by(NIGHTS.c.id, RUNS.c.outcome)
         ):
             outcomes[night][outcome] = count
         planned: dict[int, tuple[int, int]] = {
             night: (count, there)
             for night, count, there in connection.execute(
-                select(PlannedRow.night_id, func.count(), func.count(RunRow.id))
-                .outerjoin(RunRow, RunRow.run_id == PlannedRow.run_id)
-                .group_by(PlannedRow.night_id)
+                select(PLANNED.c.night_id, func.count(), func.count(RUNS.c.id))
+                .outerjoin(RUNS, RUNS.c.run_id == PLANNED.c.run_id)
+                .group_by(PLANNED.c.night_id)
             )
         }
     lines = []
@@ -288,9 +288,9 @@ def _values(
     found: dict[int, dict[tuple[str, str], float]] = {number: {} for number in numbers}
     for piece in lookup.chunks(numbers):
         for run, phase, name, value in connection.execute(
-            select(RunValue.run, MetricRow.phase, MetricRow.name, RunValue.value)
-            .join(MetricRow, MetricRow.id == RunValue.metric)
-            .where(RunValue.run.in_(piece), MetricRow.name.in_(metrics))
+            select(RUN_VALUES.c.run, METRICS.c.phase, METRICS.c.name, RUN_VALUES.c.value)
+            .join(METRICS, METRICS.c.id == RUN_VALUES.c.metric)
+            .where(RUN_VALUES.c.run.in_(piece), METRICS.c.name.in_(metrics))
         ):
             found[run][phase, name] = value
     return found

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Integer, String, cast, or_
 
 from harness.case import Case
 from regress_db.errors import HistoryError
-from regress_db.schema import CaseRow, EnvironmentRow, NightRow, PlatformRow, RunRow
+from regress_db.schema import CASES, ENVIRONMENTS, NIGHTS, PLATFORMS, RUNS
 
 FIELDS: tuple[str, ...] = Case.__struct_fields__
 """The names a `Selection.fields` may have."""
@@ -48,24 +48,24 @@ class Selection:
             raise HistoryError(f"a limit of {self.limit} leaves nothing: give at least 1")
         found: list[ColumnElement[bool]] = []
         if self.cases:
-            found.append(or_(*(_matches(CaseRow.__table__.c.key, _anywhere(pattern)) for pattern in self.cases)))
+            found.append(or_(*(_matches(CASES.c.key, _anywhere(pattern)) for pattern in self.cases)))
         for name, wanted in self.fields.items():
             if name not in FIELDS:
                 raise HistoryError(f"a case has no field {name!r}; it has {', '.join(FIELDS)}")
-            column = CaseRow.__table__.c[name]
+            column = CASES.c[name]
             found.append(_matches(cast(column, String) if isinstance(column.type, Integer) else column, wanted))
         if self.platform is not None:
-            found.append(_matches(PlatformRow.__table__.c.key, _anywhere(self.platform)))
+            found.append(_matches(PLATFORMS.c.key, _anywhere(self.platform)))
         if self.night is not None:
-            found.append(NightRow.name == self.night)
+            found.append(NIGHTS.c.name == self.night)
         if self.commit is not None:
-            found.append(EnvironmentRow.commit.startswith(self.commit, autoescape=True))
+            found.append(ENVIRONMENTS.c.commit.startswith(self.commit, autoescape=True))
         if self.outcome is not None:
-            found.append(RunRow.outcome == self.outcome)
+            found.append(RUNS.c.outcome == self.outcome)
         if self.since is not None:
-            found.append(RunRow.started_at >= self.since)
+            found.append(RUNS.c.started_at >= self.since)
         if self.until is not None:
-            found.append(RunRow.started_at < self.until)
+            found.append(RUNS.c.started_at < self.until)
         return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Table, delete, insert, select, update
 
 from harness.case import PHASES, Case, Phase
 from regress_db import lookup
@@ -24,12 +24,12 @@ from regress_db.history import History
 from regress_db.judge import DEFAULT_JUDGE, Comparison, Judge, Judgement
 from regress_db.metrics import BANDWIDTH_METRIC, RUN_VALUE_METRIC
 from regress_db.schema import (
-    BaselineRow,
-    BaselineRunRow,
-    CaseRow,
-    NightRow,
-    PlatformRow,
-    VerdictRow,
+    BASELINE_RUNS,
+    BASELINES,
+    CASES,
+    NIGHTS,
+    PLATFORMS,
+    VERDICTS,
 )
 from regress_db.wording import sentence_of
 
@@ -177,13 +177,13 @@ def stored_verdict(history: History, night_id: str) -> NightVerdict:
         night = lookup.night(connection, night_id)
         if night.judged_at is None:
             raise NotFoundError(f"night {night.name} has not been judged yet")
-        baseline = connection.execute(select(BaselineRow.name).where(BaselineRow.id == night.baseline_id)).scalar()
+        baseline = connection.execute(select(BASELINES.c.name).where(BASELINES.c.id == night.baseline_id)).scalar()
         rows = connection.execute(
-            select(*VerdictRow.__table__.c, CaseRow.key, PlatformRow.key.label("platform"))
-            .join(CaseRow, CaseRow.id == VerdictRow.case_id)
-            .outerjoin(PlatformRow, PlatformRow.id == VerdictRow.platform_id)
-            .where(VerdictRow.night_id == night.id)
-            .order_by(VerdictRow.id)
+            select(*VERDICTS.c, CASES.c.key, PLATFORMS.c.key.label("platform"))
+            .join(CASES, CASES.c.id == VERDICTS.c.case_id)
+            .outerjoin(PLATFORMS, PLATFORMS.c.id == VERDICTS.c.platform_id)
+            .where(VERDICTS.c.night_id == night.id)
+            .order_by(VERDICTS.c.id)
         ).all()
     series = tuple(
         SeriesVerdict(
@@ -212,9 +212,9 @@ def _store(
     judge: str,
     judged_at: datetime,
 ) -> None:
-    connection.execute(delete(VerdictRow).where(VerdictRow.night_id == night))
-    cases = _numbers(connection, CaseRow, {one.case for one in series})
-    platforms = _numbers(connection, PlatformRow, {one.platform_key for one in series})
+    connection.execute(delete(VERDICTS).where(VERDICTS.c.night_id == night))
+    cases = _numbers(connection, CASES, {one.case for one in series})
+    platforms = _numbers(connection, PLATFORMS, {one.platform_key for one in series})
     rows = [
         {
             "night_id": night,
@@ -227,15 +227,17 @@ def _store(
         for one in series
     ]
     if rows:
-        connection.execute(insert(VerdictRow), rows)
+        connection.execute(insert(VERDICTS), rows)
     connection.execute(
-        update(NightRow).where(NightRow.id == night).values(judged_at=judged_at, judge=judge, baseline_id=baseline)
+        update(NIGHTS).where(NIGHTS.c.id == night).values(judged_at=judged_at, judge=judge, baseline_id=baseline)
     )
 
 
-def _numbers(connection: Connection, table: type[CaseRow] | type[PlatformRow], keys: set[str]) -> dict[str, int]:
+def _numbers(connection: Connection, table: Table, keys: set[str]) -> dict[str, int]:
     return {
-        key: number for key in keys for number in connection.execute(select(table.id).where(table.key == key)).scalars()
+        key: number
+        for key in keys
+        for number in connection.execute(select(table.c.id).where(table.c.key == key)).scalars()
     }
 
 
@@ -250,7 +252,7 @@ def _judge(
     own = {one.number for one in facts}
     members: dict[tuple[str, str], list[RunFacts]] = {}
     if baseline_id is not None:
-        of_baseline = select(BaselineRunRow.run).where(BaselineRunRow.baseline_id == baseline_id)
+        of_baseline = select(BASELINE_RUNS.c.run).where(BASELINE_RUNS.c.baseline_id == baseline_id)
         numbers = connection.execute(of_baseline).scalars()
         for member in facts_of_runs(connection, sorted(number for number in numbers if number not in own)):
             members.setdefault((member.case, member.platform), []).append(member)

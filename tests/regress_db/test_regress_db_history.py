@@ -24,15 +24,15 @@ from regress_db.errors import HistoryError, NotFoundError
 from regress_db.history import History
 from regress_db.ingest import collect
 from regress_db.migrate import PACKAGED, Revisions
-from regress_db.schema import Base, RunRow
+from regress_db.schema import METADATA, RUNS
 
 LATER = '''"""A later schema."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9002"
+down_revision = "0002"
 
 
 def upgrade():
@@ -71,13 +71,13 @@ def later(tmp_path, extra="pass"):
     """The packaged revisions and one more."""
     folder = tmp_path / "migrations"
     shutil.copytree(PACKAGED.folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0002_later.py").write_text(LATER.format(extra=extra))
-    return Revisions(folder, "0002")
+    (folder / "versions" / "9002_later.py").write_text(LATER.format(extra=extra))
+    return Revisions(folder, "9002")
 
 
 def count_runs(history):
     with history.read() as connection:
-        return len(connection.execute(select(RunRow.id)).all())
+        return len(connection.execute(select(RUNS.c.id)).all())
 
 
 def test_a_new_history_is_made_with_its_folder(tmp_path):
@@ -120,7 +120,7 @@ def test_a_folder_is_no_history(tmp_path):
 
 def test_the_schema_in_the_code_is_the_one_the_revisions_make(history):
     with history.read() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
 def test_the_newest_revision_is_the_one_the_code_expects():
@@ -201,7 +201,7 @@ def test_an_older_history_is_backed_up_then_migrated(filled, tmp_path):
         with history.read() as connection:
             assert connection.exec_driver_sql("SELECT DISTINCT mood FROM runs").all() == [("calm",)]
             assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
-    backup = filled.with_name("history.db.before-0002.bak")
+    backup = filled.with_name("history.db.before-9002.bak")
     with History.open(backup, create=False) as before:
         assert count_runs(before) == 3
     with pytest.raises(HistoryError, match="use a newer epwatch"):
@@ -209,11 +209,11 @@ def test_an_older_history_is_backed_up_then_migrated(filled, tmp_path):
 
 
 def test_an_earlier_backup_is_never_overwritten(filled, tmp_path):
-    earlier = filled.with_name("history.db.before-0002.bak")
+    earlier = filled.with_name("history.db.before-9002.bak")
     earlier.write_text("precious")
     History.open(filled, revisions=later(tmp_path)).close()
     assert earlier.read_text() == "precious"
-    assert filled.with_name("history.db.before-0002.2.bak").exists()
+    assert filled.with_name("history.db.before-9002.2.bak").exists()
 
 
 def test_a_migration_that_fails_midway_changes_nothing(filled, tmp_path):
@@ -236,11 +236,11 @@ def test_several_processes_that_migrate_at_once_migrate_once(filled, tmp_path):
 from pathlib import Path
 from regress_db.history import History
 from regress_db.migrate import Revisions
-History.open({str(filled)!r}, revisions=Revisions(Path({str(revisions.folder)!r}), "0002")).close()
+History.open({str(filled)!r}, revisions=Revisions(Path({str(revisions.folder)!r}), "9002")).close()
 """
     started = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(4)]
     assert [process.wait(timeout=90) for process in started] == [0] * 4
-    assert [file.name for file in filled.parent.glob("*.bak")] == ["history.db.before-0002.bak"]
+    assert [file.name for file in filled.parent.glob("*.bak")] == ["history.db.before-9002.bak"]
 
 
 def test_a_history_in_a_read_only_folder_can_be_read_and_says_so_when_written(filled, tmp_path):
@@ -287,14 +287,14 @@ def test_times_are_kept_in_utc_whatever_zone_they_came_in(history, spool):
     records.write(ok_record(started=started), spool)
     collect(history, spool)
     with history.read() as connection:
-        assert connection.execute(select(RunRow.started_at)).scalar_one() == started
+        assert connection.execute(select(RUNS.c.started_at)).scalar_one() == started
         stored = connection.exec_driver_sql("SELECT started_at FROM runs").scalar()
     assert stored.startswith("2026-09-30 23:30:00")
 
 
 def test_a_time_without_a_zone_is_refused(history):
     with pytest.raises(Exception, match="has no zone"), history.read() as connection:
-        connection.execute(select(RunRow.id).where(RunRow.started_at > datetime(2026, 1, 1)))
+        connection.execute(select(RUNS.c.id).where(RUNS.c.started_at > datetime(2026, 1, 1)))
 
 
 def test_an_error_within_a_write_keeps_nothing(history, spool):

@@ -17,7 +17,7 @@ from harness.case import Case
 from regress_db.errors import HistoryError
 from regress_db.history import History
 from regress_db.ingest import collect
-from regress_db.schema import RunRow, RunValue, SampleRow
+from regress_db.schema import RUN_VALUES, RUNS, SAMPLES
 
 COLLECT = """
 import sys
@@ -31,7 +31,7 @@ with History.open(sys.argv[1]) as history:
 """
 
 
-def count(history, table=RunRow):
+def count(history, table=RUNS):
     with history.read() as connection:
         return connection.execute(select(func.count()).select_from(table)).scalar_one()
 
@@ -212,7 +212,7 @@ def test_failed_runs_of_impossible_cases_are_kept(history, spool):
     record = failed_record("failed", "8 experts cannot be divided among 3 ranks", case=impossible)
     records.write(record, spool)
     assert collect(history, spool).accepted == [record.run_id]
-    assert count(history, RunValue) == 0
+    assert count(history, RUN_VALUES) == 0
 
 
 def test_a_clock_that_went_backwards_is_no_reason_to_refuse(history, spool):
@@ -224,8 +224,8 @@ def test_a_clock_that_went_backwards_is_no_reason_to_refuse(history, spool):
 def test_values_and_samples_are_kept_apart(history, spool):
     records.write(ok_record(), spool)
     collect(history, spool)
-    assert count(history, SampleRow) == 2
-    assert count(history, RunValue) > 20
+    assert count(history, SAMPLES) == 2
+    assert count(history, RUN_VALUES) > 20
 
 
 def test_eight_collectors_at_once_count_everything_once(tmp_path, spool):
@@ -246,7 +246,7 @@ def test_eight_collectors_at_once_count_everything_once(tmp_path, spool):
     with History.open(database) as history:
         assert (accepted, quarantined) == (60, 1)
         assert count(history) == 60
-        assert count(history, SampleRow) == 120
+        assert count(history, SAMPLES) == 120
     assert len(names(spool / "ingested")) == 60
     assert len(names(other / "ingested")) == 30
     assert names(spool / "quarantine") == ["bad.json", "bad.json.reason"]
@@ -270,7 +270,7 @@ def test_a_collector_that_is_killed_loses_nothing(tmp_path, spool):
     with History.open(database) as history:
         collect(history, spool)
         assert count(history) == 150
-        assert count(history, SampleRow) == 300
+        assert count(history, SAMPLES) == 300
         with history.read() as connection:
             assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
             assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
