@@ -16,14 +16,14 @@ name = "drill"
 [cluster]
 kind = "local"
 [measure]
-repeats = 3
+repeats = 5
 warmup = 2
-iters = 20
+iters = 10
 deadline_s = 30.0
 job_deadline_s = 90.0
 seed = 7
 [verdict]
-floor = 1.0
+floor = 10.0
 [[cases]]
 backend = ["ep_core", "torch"]
 mode = "ll"
@@ -35,7 +35,8 @@ experts = 4
 """
 EP_CORE = "ep_core/ll/cpu/r2n1/t8/h256/k2/e4/bf16/exact/uniform@0/phased"
 PLACES = ["--db", "history.db", "--spool", "spool"]
-DELAY_US = "20000"
+DELAY_US = "100000"
+"""Hundreds of times what combine takes: whatever else the machine does meanwhile, every run shows it."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def gate(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_first_clean_night_becomes_the_baseline(place):
     assert "It is now baseline drill." in (place / "first.txt").read_text()
     (line,) = json.loads(epwatch("baseline", "list", "--db", "history.db", "--json", cwd=place).stdout)
-    assert (line["name"], line["runs"], line["series"]) == ("drill", 6, 2)
+    assert (line["name"], line["runs"], line["series"]) == ("drill", 10, 2)
     assert line["reason"] == "first clean night of plan drill"
 
 
@@ -89,7 +90,7 @@ def test_combine_of_ep_core_and_nothing_else_regressed(night):
     worst = night["series"][0]
     assert (worst["case"], worst["phase"]) == (EP_CORE, "combine")
     assert worst["latency_us"] >= float(DELAY_US)
-    assert (worst["new_runs"], worst["baseline_runs"]) == (3, 3)
+    assert (worst["new_runs"], worst["baseline_runs"]) == (5, 5)
     assert night["exit_code"] == 1
     assert night["baseline"] == "drill"
     assert {one["phase"] for one in night["series"]} == {"dispatch", "combine"}
@@ -108,7 +109,7 @@ def test_the_runs_say_that_a_fault_was_injected(place):
     rows = list(
         csv.DictReader(io.StringIO(epwatch("runs", "ep_core", "--csv", "--db", "history.db", cwd=place).stdout))
     )
-    assert len(rows) == 6
+    assert len(rows) == 10
     shown = epwatch("show", rows[0]["run_id"][:10], "--db", "history.db", cwd=place).stdout
     assert "EPWATCH_INJECT_DELAY_US" in shown
     older = epwatch("compare", rows[-1]["run_id"], rows[0]["run_id"], "--db", "history.db", cwd=place).stdout
