@@ -134,13 +134,15 @@ NIGHTS = Table(
     Column("judged_at", UtcDateTime),
     Column("judge", String),
     Column("baseline_id", ForeignKey("baselines.id")),
+    Column("against", String),
     Column("level", Double),
     Column("aa_series", Integer),
     Column("aa_alarms", Integer),
 )
 """A night: what was planned together. `judged_*` describe the verdicts that stand in `verdicts`.
 
-level: the false discovery rate the verdicts were made at. aa_*: how many series the standing A/A check compared, and
+against: the name of the baseline it was judged against, or `auto`: each series against its own past. level: the false
+discovery rate the verdicts were made at. aa_*: how many series the standing A/A check compared, and
 in how many it saw a change that cannot be."""
 
 PLANNED = Table(
@@ -306,6 +308,8 @@ VERDICTS = Table(
     Column("baseline_runs", Integer, nullable=False),
     Column("sentence", String, nullable=False),
     Column("warnings", JSON, nullable=False),
+    Column("baseline_first", String),
+    Column("baseline_last", String),
     Column("cause", String),
     Column("finding", Integer),
     Column("shared", Double),
@@ -317,7 +321,8 @@ VERDICTS = Table(
 )
 """What was said of one series on one night, as it was said. Judging a night anew replaces its rows.
 
-cause: `code`, `night`, `node` or `environment`; finding: number of the row in `findings` it belongs to; shared: the
+baseline_first, baseline_last: ids of the oldest and newest run it was compared with. cause: `code`, `night`, `node` or
+`environment`; finding: number of the row in `findings` it belongs to; shared: the
 change that many series had in common and that was taken out before this one was judged; noise_floor: the smallest
 change its noise supports; runs_needed: new runs that would see the floor; confirmations: re-runs among new_runs;
 waiver: why it does not fail the night although it regressed.

@@ -15,6 +15,8 @@ def _added() -> dict[str, list[sa.Column[Any]]]:
     """The columns that tables of 0001 get, by table; anew at each call, since a column belongs to one table."""
     return {
         "verdicts": [
+            sa.Column("baseline_first", sa.String(), nullable=True),
+            sa.Column("baseline_last", sa.String(), nullable=True),
             sa.Column("cause", sa.String(), nullable=True),
             sa.Column("finding", sa.Integer(), nullable=True),
             sa.Column("shared", sa.Double(), nullable=True),
@@ -24,6 +26,7 @@ def _added() -> dict[str, list[sa.Column[Any]]]:
             sa.Column("waiver", sa.String(), nullable=True),
         ],
         "nights": [
+            sa.Column("against", sa.String(), nullable=True),
             sa.Column("level", sa.Double(), nullable=True),
             sa.Column("aa_series", sa.Integer(), nullable=True),
             sa.Column("aa_alarms", sa.Integer(), nullable=True),
