@@ -1,65 +1,59 @@
 """The history: one object that guards one database.
 
 `History.open` is how every command, test and notebook gets at it; `read` and `write` are its two kinds of transaction
-and the only place where a database error becomes a sentence. Next to read: `regress_db.schema` (what is kept),
-`regress_db.ingest` (how it gets there), `regress_db.queries` (what one can ask).
+and where a database error becomes a sentence. Next to read: `regress_db.schema` (what is kept),
+`regress_db.ingest` (how it gets there), `regress_db.queries` (what one can ask), `regress_db.engines` (the databases).
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import Connection, Engine
 
-from regress_db import migrate
+from regress_db import engines, migrate
 from regress_db.errors import HistoryError, NotFoundError
 from regress_db.migrate import PACKAGED, Revisions
 
-BUSY_TIMEOUT_S = 60.0
-_WRITE = "epwatch_write"
+_FILE_URL = "sqlite:///"
 
 
 class History:
     """An open history. Use it as a context manager, or call `close`. Safe to use from several threads."""
 
-    def __init__(self, engine: Engine, where: str) -> None:
-        """For `open` alone; `where` is the path or URL, without password, for messages."""
+    def __init__(self, engine: Engine, where: str, path: Path | None) -> None:
+        """For `open` alone. where: the path or URL, without password, for messages. path: None for a server."""
         self._engine = engine
         self.where = where
+        self.path = path
 
     @classmethod
-    def open(cls, where: str | Path, *, create: bool = True, revisions: Revisions = PACKAGED) -> Self:
-        """The history at a path, or behind an SQLAlchemy URL.
+    def open(
+        cls, where: str | Path, *, create: bool = True, migrate_older: bool = True, revisions: Revisions = PACKAGED
+    ) -> Self:
+        """The history at a path, or in the PostgreSQL database that a URL names.
 
-        create: make it (and its folder) where there is none, and migrate an older one after backing it up; without, a
-        missing one is a `NotFoundError`. Raises `HistoryError`, with nothing changed, for a file that is not a
-        history, is damaged, or was made by a newer epwatch.
+        create: make it (and its folder) where there is none; without, a missing one is a `NotFoundError`.
+        migrate_older: bring one of an older schema up to date, a file after backing it up; without, it is refused.
+        Raises `HistoryError`, with nothing changed, for what is not a history, is damaged, or was made by a newer
+        epwatch.
         """
         text = str(where)
-        if "://" not in text:
-            return cls._open_file(Path(text), create, revisions)
-        try:
-            url = make_url(text)
-            if url.get_backend_name() == "sqlite":
-                if not url.database or url.database == ":memory:":
-                    raise HistoryError("a history in memory would be lost at once: name a file")
-                return cls._open_file(Path(url.database), create, revisions)
-            history = cls(create_engine(url), url.render_as_string(hide_password=True))
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-            raise HistoryError(f"{text!r} is no place for a history: {error}") from None
-        history._bring_up_to_date(create, None, revisions)
-        return history
+        if "://" in text and not text.startswith("sqlite:"):
+            return cls._open_server(text, create, migrate_older, revisions)
+        if text.startswith("sqlite:"):
+            text = text.partition("?")[0].removeprefix(_FILE_URL)
+            if text.startswith("sqlite:") or text in {"", ":memory:"}:
+                raise HistoryError(f"{where} is no place for a history: name a file")
+        return cls._open_file(Path(text), create, migrate_older, revisions)
 
     @classmethod
-    def _open_file(cls, path: Path, create: bool, revisions: Revisions) -> Self:
+    def _open_file(cls, path: Path, create: bool, migrate_older: bool, revisions: Revisions) -> Self:
         path = path.expanduser()
         if path.is_dir():
             raise HistoryError(f"the history {path} is a folder: name a file in it, such as {path / 'history.db'}")
@@ -78,8 +72,9 @@ class History:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise HistoryError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
-        history = cls(_sqlite_engine(path, mode), str(path))
+        history = cls(engines.file_engine(path, mode), str(path), path)
         if not migrate.is_current(version, str(path), revisions):
+            migrate.refuse_older(version, str(path), revisions, migrate_older)
             if mode == "immutable":
                 raise HistoryError(f"the history {path} has to be migrated, but its folder cannot be written to")
             if version is None:
@@ -87,26 +82,34 @@ class History:
             migrate.upgrade(history.write, str(path), path, revisions)
         return history
 
-    def _bring_up_to_date(self, create: bool, path: Path | None, revisions: Revisions) -> None:
-        with self.read() as connection:
-            version = migrate.server_version(connection)
-        if version is None and not create:
-            raise NotFoundError(f"there is no history at {self.where}")
-        if not migrate.is_current(version, self.where, revisions):
-            migrate.upgrade(self.write, self.where, path, revisions)
+    @classmethod
+    def _open_server(cls, url: str, create: bool, migrate_older: bool, revisions: Revisions) -> Self:
+        history = cls(*engines.server_engine(url), None)
+        try:
+            with history.read() as connection:
+                version = migrate.server_version(connection, history.where)
+            if version is None and not create:
+                raise NotFoundError(f"there is no history at {history.where}")
+            if not migrate.is_current(version, history.where, revisions):
+                migrate.refuse_older(version, history.where, revisions, migrate_older)
+                migrate.upgrade(history.write, history.where, None, revisions)
+        except BaseException:
+            history.close()
+            raise
+        return history
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the history throughout. Database errors become `HistoryError`."""
-        with _sentences(self.where), self._engine.connect() as connection:
+        with engines.sentences(self.where), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that writes: waits for other writers, commits at the end, and on any error keeps nothing."""
         with (
-            _sentences(self.where),
-            self._engine.connect().execution_options(**{_WRITE: True}) as connection,
+            engines.sentences(self.where),
+            self._engine.connect().execution_options(**{engines.WRITES: True}) as connection,
             connection.begin(),
         ):
             yield connection
@@ -130,54 +133,3 @@ def _mode(path: Path) -> str:
     if os.access(path.parent, os.W_OK) or (log.exists() and log.stat().st_size):
         return "rw"
     return "immutable"
-
-
-def _sqlite_engine(path: Path, mode: str) -> Engine:
-    """An engine on one file.
-
-    synchronous=FULL: a record's file leaves the spool once its transaction is committed, so that commit must outlive
-    a power cut; NORMAL in WAL mode does not promise that. Transactions are begun here and not by the driver, so that a
-    writer takes its lock at the start (waiting, not failing, when another has it) and DDL is transactional.
-    """
-
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            migrate.sqlite_uri(path, mode), uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False
-        )
-        connection.isolation_level = None
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA synchronous=FULL")
-        return connection
-
-    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        writes: Any = connection.get_execution_options().get(_WRITE)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-@contextmanager
-def _sentences(where: str) -> Iterator[None]:
-    """Turn what the database reports into one sentence."""
-    try:
-        yield
-    except DBAPIError as error:
-        raise HistoryError(f"the history {where}: {_explain(str(error.orig))}") from error
-    except sqlite3.Error as error:
-        raise HistoryError(f"the history {where}: {_explain(str(error))}") from error
-
-
-def _explain(reason: str) -> str:
-    lowered = reason.lower()
-    if "disk is full" in lowered or "disk i/o error" in lowered:
-        return f"cannot be written ({reason}): no space is left, or the disk fails. Nothing of this step was kept"
-    if "readonly" in lowered or "unable to open" in lowered:
-        return f"cannot be written ({reason}): the file or its folder is read-only"
-    if "locked" in lowered:
-        return f"another process has been writing for {BUSY_TIMEOUT_S:.0f} s ({reason}): try again"
-    if "malformed" in lowered or "not a database" in lowered:
-        return f"is damaged ({reason}): put a backup in its place, or name another with --db"
-    return reason

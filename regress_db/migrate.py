@@ -21,9 +21,13 @@ from urllib.parse import quote
 from sqlalchemy import Connection, inspect, text
 
 from regress_db.errors import HistoryError
+from regress_db.schema import METADATA
 
 APPLICATION_ID = 0x45505754
 """`EPWT` in the header of every SQLite history: how one is told from any other database."""
+
+_SIGN = frozenset({"cases", "runs", "run_values", "samples"})
+"""Tables that the history has had in every schema."""
 
 _MAGIC = b"SQLite format 3\0"
 _LOCK_DEADLINE_S = 60.0
@@ -79,11 +83,21 @@ def file_version(path: Path, mode: str = "ro") -> str | None:
     )
 
 
-def server_version(connection: Connection) -> str | None:
-    """The revision of the history behind `connection`, None where there is none yet."""
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+def server_version(connection: Connection, where: str) -> str | None:
+    """The revision of the history behind `connection`, None where there is none yet.
+
+    Raises `HistoryError` where tables of something else have the names that the history's would have.
+    """
+    present = set(inspect(connection).get_table_names())
+    ours = present & set(METADATA.tables)
+    if "alembic_version" in present and (_SIGN <= ours or present == {"alembic_version"}):
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    if ours or "alembic_version" in present:
+        raise HistoryError(
+            f"{where} is a database of something else, not an epwatch history; nothing was changed. "
+            "Name the history's place with --db"
+        )
+    return None
 
 
 def is_current(version: str | None, where: str, revisions: Revisions) -> bool:
@@ -98,6 +112,15 @@ def is_current(version: str | None, where: str, revisions: Revisions) -> bool:
             "nothing was changed: use a newer epwatch, or name another history with --db"
         )
     return False
+
+
+def refuse_older(version: str | None, where: str, revisions: Revisions, allowed: bool) -> None:
+    """Raise `HistoryError` for a history of an older schema, unless it is `allowed` to be migrated."""
+    if version is not None and not allowed:
+        raise HistoryError(
+            f"the history {where} has schema {version}, this epwatch works with {revisions.head}; nothing was changed: "
+            "`epwatch nights` migrates it, after a backup"
+        )
 
 
 def use_wal(path: Path) -> None:
@@ -131,7 +154,7 @@ def upgrade(
     config = Config()
     config.set_main_option("script_location", str(revisions.folder).replace("%", "%%"))
     with write() as connection:
-        version = server_version(connection)
+        version = server_version(connection, where)
         if is_current(version, where, revisions):
             return
         if version is not None and path is not None:

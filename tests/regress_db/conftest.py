@@ -1,6 +1,8 @@
-"""What the tests of the history share: a history in a file, a spool, and their helper module on the path."""
+"""What the tests of the history share: a history, in a file and in PostgreSQL, a spool, and the helper modules."""
 
+import os
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,14 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from postgres_server import PostgresServer, programs
+
 from regress_db.history import History
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+_TEMPLATE = "epwatch_template"
 
 
 @pytest.fixture
@@ -21,7 +27,61 @@ def spool(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server for the whole session. Missing is a failure in CI, and skips on a laptop."""
+    found = programs()
+    if found is None:
+        why = "PostgreSQL's server is not installed (Debian: apt-get install postgresql)"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    server = PostgresServer(found)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres):
+    """The name of a database with an empty history, to copy: faster than making one."""
+    postgres.run(f"CREATE DATABASE {_TEMPLATE}")
+    History.open(postgres.url(_TEMPLATE)).close()
+    return _TEMPLATE
+
+
 @pytest.fixture
-def history(tmp_path):
+def postgres_url(postgres):
+    """The URL of a new, empty PostgreSQL database."""
+    name = f"t_{uuid.uuid4().hex}"
+    postgres.run(f"CREATE DATABASE {name}")
+    yield postgres.url(name)
+    postgres.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def postgres_history(postgres, postgres_template):
+    """An empty history in PostgreSQL."""
+    name = f"t_{uuid.uuid4().hex}"
+    postgres.run(f"CREATE DATABASE {name} TEMPLATE {postgres_template} STRATEGY FILE_COPY")
+    with History.open(postgres.url(name)) as opened:
+        yield opened
+    postgres.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sqlite_history(tmp_path):
+    """An empty history in a file."""
     with History.open(tmp_path / "history.db") as opened:
         yield opened
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def history(request):
+    """An empty history in each kind of database in turn."""
+    return request.getfixturevalue({"sqlite": "sqlite_history", "postgresql": "postgres_history"}[request.param])
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_place(request, tmp_path):
+    """Where no history is yet: a path, and the URL of an empty PostgreSQL database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "new" / "history.db")
+    return request.getfixturevalue("postgres_url")
