@@ -90,7 +90,7 @@ def server_version(connection: Connection, where: str) -> str | None:
     """
     present = set(inspect(connection).get_table_names())
     ours = present & set(METADATA.tables)
-    if "alembic_version" in present and (_SIGN <= ours or present == {"alembic_version"}):
+    if "alembic_version" in present and (ours >= _SIGN or present == {"alembic_version"}):
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
     if ours or "alembic_version" in present:
         raise HistoryError(

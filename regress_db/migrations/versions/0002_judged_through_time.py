@@ -5,6 +5,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from regress_db.migrations import views_0002
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -123,9 +125,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_calibrations")),
     )
     op.create_index(op.f("ix_calibrations_plan"), "calibrations", ["plan"])
+    views_0002.create(op.execute, op.get_context().dialect.name)
 
 
 def downgrade() -> None:
+    views_0002.drop(op.execute)
     for table in ("calibrations", "triage", "change_points", "series", "findings"):
         op.drop_table(table)
     for table, columns in _added().items():
