@@ -1,6 +1,6 @@
-"""How rows are shown: a table for people, JSON or CSV for programs, from one description of the columns.
+"""How rows are shown: a table for people, JSON, CSV or Parquet for programs, from one description of the columns.
 
-Called by every command that prints rows. The field names of JSON and CSV are `Column.name` and stay as they are; the
+Called by every command that prints rows. The field names for programs are `Column.name` and stay as they are; the
 table's look may change. In a table nothing is ever cut: without a terminal it is as wide as it needs to be, in a
 narrow one long text gets lines of its own, and where even that does not fit each row becomes a block of lines.
 """
@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -21,7 +23,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Row = TypeVar("Row")
-Format = Literal["table", "json", "csv"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parquet:
+    """Rows go into this file and nothing is printed."""
+
+    file: Path
+
+
+Format = Literal["table", "json", "csv"] | Parquet
 
 _UNBOUNDED_WIDTH = 10_000
 _GAP = "   "
@@ -31,8 +42,9 @@ _GAP = "   "
 class Column(Generic[Row]):
     """One column.
 
-    name: in JSON and CSV. value: what JSON and CSV hold. title: in the table; None leaves the column out of it.
-    text: how the table shows it. long: text that gets lines of its own in a narrow terminal. right: aligned so.
+    name: for programs. value: what they get; a time as `to_the_second` gives it. title: in the table; None leaves the
+    column out of it. text: how the table shows it. long: text that gets lines of its own in a narrow terminal. right:
+    aligned so.
     """
 
     name: str
@@ -46,8 +58,12 @@ class Column(Generic[Row]):
         """The table's text for `row`."""
         if self.text is not None:
             return self.text(row)
-        value = self.value(row)
-        return "" if value is None else str(value)
+        return str(_plain(self.value(row)))
+
+
+def to_the_second(moment: datetime | None) -> datetime | None:
+    """A time as programs get it: UTC, whole seconds."""
+    return None if moment is None else moment.astimezone(UTC).replace(microsecond=0)
 
 
 def as_json(document: object) -> str:
@@ -66,15 +82,34 @@ def as_csv(rows: Iterable[Row], columns: Sequence[Column[Row]]) -> str:
 
 
 def _plain(value: object) -> object:
-    """A CSV field: lists and mappings as JSON, None as nothing."""
+    """A field of text: lists and mappings as JSON, times as JSON has them, None as nothing."""
     if isinstance(value, (list, tuple, dict)):
         return msgspec.json.encode(value).decode()
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%dT%H:%M:%SZ}"
     return "" if value is None else value
 
 
 def as_objects(rows: Iterable[Row], columns: Sequence[Column[Row]]) -> list[dict[str, Any]]:
     """The rows as JSON objects."""
     return [{column.name: column.value(row) for column in columns} for row in rows]
+
+
+def as_parquet(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> bytes:
+    """A Parquet file; numbers, texts, times and lists keep their types, mappings become JSON. Needs polars."""
+    import polars
+
+    def typed(value: object) -> object:
+        return list(value) if isinstance(value, tuple) else _plain(value) if isinstance(value, dict) else value
+
+    frame = polars.DataFrame(
+        {column.name: [typed(column.value(row)) for row in rows] for column in columns},
+        strict=False,
+        infer_schema_length=None,
+    )
+    file = io.BytesIO()
+    frame.write_parquet(file)
+    return file.getvalue()
 
 
 def say(text: str = "") -> None:
@@ -86,8 +121,10 @@ def say(text: str = "") -> None:
 
 
 def show(rows: Sequence[Row], columns: Sequence[Column[Row]], form: Format, *, empty: str = "nothing to show") -> None:
-    """Print rows to stdout. `empty` is the sentence for people where there are none (on stderr)."""
-    if form == "json":
+    """Print rows to stdout, or write them. `empty` is the sentence for people where there are none (on stderr)."""
+    if isinstance(form, Parquet):
+        form.file.write_bytes(as_parquet(rows, columns))
+    elif form == "json":
         say(as_json(as_objects(rows, columns)))
     elif form == "csv":
         say(as_csv(rows, columns))

@@ -15,3 +15,7 @@ class NotFoundError(EpwatchError):
 
 class BaselineError(EpwatchError):
     """A baseline that cannot be set or retired as asked."""
+
+
+class FilterError(EpwatchError):
+    """A filter, a time or another part of a question that cannot be understood: what it is, and what would be."""

@@ -121,22 +121,18 @@ def trend(
 
     Raises `NotFoundError` for a metric that the history does not have, naming those it has.
     """
+    series: dict[tuple[str, str, Phase], list[TrendPoint]] = defaultdict(list)
+    one_of: dict[str, str] = {}  # equal texts as one object: a long trend repeats few of them
     with history.read() as connection:
-        metrics = {
-            row.id: row.phase
-            for row in connection.execute(select(METRICS.c.id, METRICS.c.phase).where(METRICS.c.name == metric))
-            if phase in (None, row.phase)
-        }
-        if not metrics and connection.execute(select(METRICS.c.id).limit(1)).first() is not None:
-            names = connection.execute(select(METRICS.c.name).distinct().order_by(METRICS.c.name)).scalars()
-            raise NotFoundError(f"the history has no metric {metric!r}; it has {', '.join(names)}")
+        metrics = metric_numbers(connection, metric, phase)
+        conditions = selection.conditions(connection)
         wanted = (
             select(
                 CASES.c.key,
-                PLATFORMS.c.key.label("platform"),
+                PLATFORMS.c.key,
                 RUN_VALUES.c.metric,
                 RUNS.c.started_at,
-                NIGHTS.c.name.label("night"),
+                NIGHTS.c.name,
                 RUNS.c.run_id,
                 ENVIRONMENTS.c.commit,
                 ENVIRONMENTS.c.digest,
@@ -148,15 +144,23 @@ def trend(
             .join(PLATFORMS, PLATFORMS.c.id == RUNS.c.platform_id)
             .join(ENVIRONMENTS, ENVIRONMENTS.c.id == RUNS.c.environment_id)
             .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
-            .where(RUN_VALUES.c.metric.in_(metrics), *selection.conditions())
+            .where(RUN_VALUES.c.metric.in_(metrics), *conditions)
             .order_by(RUNS.c.started_at, RUNS.c.id)
         )
-        series: dict[tuple[str, str, Phase], list[TrendPoint]] = defaultdict(list)
         for case, platform, number, started_at, night, run_id, commit, digest, value in connection.execute(wanted):
             of_phase: Phase = metrics[number]
             series[case, platform, of_phase].append(
                 TrendPoint(
-                    case, platform, of_phase, metric, started_at, night or "", run_id, commit, digest[:12], value
+                    one_of.setdefault(case, case),
+                    one_of.setdefault(platform, platform),
+                    of_phase,
+                    metric,
+                    started_at,
+                    one_of.setdefault(night or "", night or ""),
+                    run_id,
+                    one_of.setdefault(commit, commit),
+                    one_of.setdefault(digest[:12], digest[:12]),
+                    value,
                 )
             )
     first = 0 if selection.limit is None else -selection.limit
@@ -183,7 +187,7 @@ def runs(history: History, selection: Selection = EVERYTHING) -> list[RunLine]:
             .join(ENVIRONMENTS, ENVIRONMENTS.c.id == RUNS.c.environment_id)
             .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
             .outerjoin(FAILURES, FAILURES.c.run == RUNS.c.id)
-            .where(*selection.conditions())
+            .where(*selection.conditions(connection))
             .order_by(RUNS.c.started_at.desc(), RUNS.c.id.desc())
             .limit(selection.limit)
         ).all()
@@ -280,6 +284,18 @@ def _in_order(series: tuple[str, str, Phase]) -> tuple[str, str, int]:
     """Dispatch before combine, as they happen."""
     case, platform, phase = series
     return case, platform, PHASES.index(phase)
+
+
+def metric_numbers(connection: Connection, metric: str, phase: Phase | None = None) -> dict[int, Phase]:
+    """The phase by the number of each metric of this name; none where the history is empty.
+
+    Raises `NotFoundError` for a metric that the history does not have, naming those it has.
+    """
+    rows = connection.execute(select(METRICS.c.id, METRICS.c.phase).where(METRICS.c.name == metric)).all()
+    if not rows and connection.execute(select(METRICS.c.id).limit(1)).first() is not None:
+        names = connection.execute(select(METRICS.c.name).distinct().order_by(METRICS.c.name)).scalars()
+        raise NotFoundError(f"the history has no metric {metric!r}; it has {', '.join(names)}")
+    return {row.id: row.phase for row in rows if phase in (None, row.phase)}
 
 
 def _values(

@@ -2,83 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
-import re
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.options import format_options, history_option, spool_option
+from jobs.options import format_options, history_option, selection_options, spool_option
 from jobs.places import open_history, spool_folder
-from jobs.tables import Column, Format, as_json, change, figure, number, print_table, say, show
+from jobs.tables import Column, Format, as_json, change, figure, number, print_table, say, show, to_the_second
 
 if TYPE_CHECKING:
     from regress_db.environments import Difference
     from regress_db.queries import ComparedValue, NightLine, RunLine, TrendPoint
     from regress_db.selection import Selection
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 _ID_SHOWN = 12
 _EXIT_QUARANTINE = 3
-_AGO = re.compile(r"(\d+)([hdw])")
-_AGO_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
-
-
-def _moment(ctx: click.Context, parameter: click.Parameter, value: str | None) -> datetime.datetime | None:
-    """The aware time that an option's text names: a date or time, UTC unless it has a zone, or an age such as 7d."""
-    if value is None:
-        return None
-    if ago := _AGO.fullmatch(value):
-        return datetime.datetime.now(datetime.UTC) - datetime.timedelta(**{_AGO_UNITS[ago[2]]: int(ago[1])})
-    try:
-        moment = datetime.datetime.fromisoformat(value)
-    except ValueError:
-        wanted = "write 2026-11-22, 2026-11-22T02:00 or an age: 36h, 7d, 2w"
-        raise click.BadParameter(f"{value!r} is no time: {wanted}", ctx, parameter) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
-
-
-def selection_options(command: Command) -> Command:
-    """What chooses runs; the command gets `patterns`, `fields` and the rest, which `_selection` takes."""
-    options = [
-        click.argument("patterns", nargs=-1, metavar="[CASE]..."),
-        click.option(
-            "--where",
-            "fields",
-            multiple=True,
-            metavar="FIELD=VALUE",
-            help="Only cases whose field has this value, such as mode=ll or ranks=16; repeat for more.",
-        ),
-        click.option("--platform", metavar="PATTERN", help="Only platforms whose key matches."),
-        click.option("--night", metavar="ID", help="Only runs of this night."),
-        click.option("--commit", metavar="HEX", help="Only runs of code under test at this commit (its head will do)."),
-        click.option("--since", callback=_moment, metavar="TIME", help="Only runs from then on: 2026-11-22, 7d, 36h."),
-        click.option("--until", callback=_moment, metavar="TIME", help="Only runs before then."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _selection(patterns: tuple[str, ...], fields: tuple[str, ...], **rest: Any) -> Selection:
-    """The options as the history takes them."""
-    from regress_db.selection import Selection
-
-    named: dict[str, str] = {}
-    for text in fields:
-        name, equals, wanted = text.partition("=")
-        if not equals:
-            raise click.UsageError(f"--where {text!r} is not FIELD=VALUE")
-        named[name.strip()] = wanted.strip()
-    return Selection(cases=patterns, fields=named, **rest)
-
-
-def _time(moment: datetime.datetime | None) -> str | None:
-    """UTC to the second, as JSON and CSV have it."""
-    return None if moment is None else f"{moment.astimezone(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 @click.command()
@@ -88,21 +28,22 @@ def _time(moment: datetime.datetime | None) -> str | None:
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the newest N runs of each series.")
 @history_option
 @format_options
-def trend(patterns: tuple[str, ...], phase: Any, metric: str, db: str | None, form: Format, **rest: Any) -> None:
+def trend(selection: Selection, phase: Any, metric: str, limit: int | None, db: str | None, form: Format) -> None:
     """Show a metric through time, series by series, oldest first.
 
     CASE is a pattern on the case's key: * is any text, ? any character, and one with neither matches every key that
-    contains it.
+    contains it. FILTER is a field, an operator (= != ~ >= <= > <) and a value: mode=ll 'ranks>=16' dtype=bf16,fp8
+    node~gpu0*. Quote > and <, which the shell would take.
     """
     from regress_db.queries import trend as ask
 
     with open_history(db) as history:
-        points = ask(history, _selection(patterns, **rest), metric=metric, phase=phase)
+        points = ask(history, dataclasses.replace(selection, limit=limit), metric=metric, phase=phase)
     columns: list[Column[TrendPoint]] = [
         Column("case", lambda row: row.case, "case", long=True),
         Column("platform", lambda row: row.platform),
         Column("phase", lambda row: row.phase, "phase"),
-        Column("started_at", lambda row: _time(row.started_at), "started (UTC)"),
+        Column("started_at", lambda row: to_the_second(row.started_at), "started (UTC)"),
         Column("night", lambda row: row.night),
         Column("run_id", lambda row: row.run_id, "run", lambda row: row.run_id[:_ID_SHOWN]),
         Column("commit", lambda row: row.commit, "commit", lambda row: row.commit[:_ID_SHOWN]),
@@ -115,19 +56,18 @@ def trend(patterns: tuple[str, ...], phase: Any, metric: str, db: str | None, fo
 
 @click.command()
 @selection_options
-@click.option("--outcome", type=click.Choice(["ok", "failed", "wrong", "hung"]), help="Only runs that ended so.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="The newest N.")
 @history_option
 @format_options
-def runs(patterns: tuple[str, ...], db: str | None, form: Format, **rest: Any) -> None:
-    """List runs, newest first. CASE is a pattern on the case's key, as for `epwatch trend`."""
+def runs(selection: Selection, limit: int, db: str | None, form: Format) -> None:
+    """List runs, newest first. CASE and FILTER are as for `epwatch trend`; outcome=failed lists what went wrong."""
     from regress_db.queries import runs as ask
 
     with open_history(db) as history:
-        lines = ask(history, _selection(patterns, **rest))
+        lines = ask(history, dataclasses.replace(selection, limit=limit))
     columns: list[Column[RunLine]] = [
         Column("run_id", lambda row: row.run_id, "run", lambda row: row.run_id[:_ID_SHOWN]),
-        Column("started_at", lambda row: _time(row.started_at), "started (UTC)"),
+        Column("started_at", lambda row: to_the_second(row.started_at), "started (UTC)"),
         Column("night", lambda row: row.night),
         Column("case", lambda row: row.case, "case", long=True),
         Column("platform", lambda row: row.platform),
@@ -158,9 +98,9 @@ def nights(limit: int, db: str | None, form: Format) -> None:
     columns: list[Column[NightLine]] = [
         Column("night", lambda row: row.night, "night"),
         Column("plan", lambda row: row.plan, "plan"),
-        Column("started_at", lambda row: _time(row.started_at), "started (UTC)"),
-        Column("finished_at", lambda row: _time(row.finished_at), "finished (UTC)"),
-        Column("judged_at", lambda row: _time(row.judged_at)),
+        Column("started_at", lambda row: to_the_second(row.started_at), "started (UTC)"),
+        Column("finished_at", lambda row: to_the_second(row.finished_at), "finished (UTC)"),
+        Column("judged_at", lambda row: to_the_second(row.judged_at)),
         Column("planned", lambda row: row.planned, "planned", right=True),
         Column("ok", lambda row: row.ok, "ok", right=True),
         Column("not_ok", lambda row: row.not_ok, "not ok", right=True),
@@ -193,7 +133,7 @@ def show_(run: str, db: str | None, form: Format) -> None:
     if form == "json":
         say(as_json(found))
         return
-    if form == "csv":
+    if form != "table":
         show(values, _metric_columns(), form)
         return
     facts: dict[str, Any] = {
@@ -201,7 +141,7 @@ def show_(run: str, db: str | None, form: Format) -> None:
         "case": found.case,
         "platform": found.platform,
         "night": f"{found.night}, repeat {found.repeat}" if found.night else None,
-        "time": f"{_time(found.started_at)} to {_time(found.ended_at)}",
+        "time": f"{found.started_at:%Y-%m-%dT%H:%M:%SZ} to {found.ended_at:%Y-%m-%dT%H:%M:%SZ}",
         "hosts": ", ".join(f"{host} (ranks {', '.join(map(str, ranks))})" for host, ranks in found.ranks_on.items()),
         "protocol": f"{found.warmup} warm-up, {found.iters} timed iterations",
         "outcome": found.outcome,
@@ -281,8 +221,8 @@ def compare(first: str, second: str, db: str | None, form: Format) -> None:
 @history_option
 def report(night: str, output: Path | None, db: str | None) -> None:
     """Write the HTML report of NIGHT, the latest where none is given: one file that opens without a network."""
+    from regress_db.nightverdict import stored_verdict
     from regress_db.report import write_report
-    from regress_db.verdicts import stored_verdict
 
     with open_history(db) as history:
         name = stored_verdict(history, night).night

@@ -25,7 +25,7 @@ def test_what_was_measured_is_shown_and_kept(tmp_path):
     assert all(0 < row["latency_min_us"] <= row["latency_us"] <= row["latency_max_us"] for row in rows)
     kept = list(csv.DictReader(io.StringIO(ask(tmp_path, "trend", "torch/ll", "--phase", "combine", "--since", "1h"))))
     assert [float(row["value"]) for row in kept] == [row["latency_us"] for row in rows if row["phase"] == "combine"]
-    assert ask(tmp_path, "trend", "--where", "ranks=2").count("\n") == 1
+    assert ask(tmp_path, "trend", "ranks=2").count("\n") == 1
     assert list((tmp_path / "spool").glob("*.json")) == []
 
 
@@ -48,7 +48,7 @@ def test_sizes_that_cannot_run_are_a_failed_case_with_the_reason(tmp_path):
     done = epwatch("run", KEY, *QUICK, *PLACES, cwd=tmp_path, MSCCLPP_EP_LL_TOPK="9")
     assert done.returncode == 3
     assert "topk is 9 but there are only 4 experts" in done.stderr
-    assert "failed" in ask(tmp_path, "runs", "--outcome", "failed")
+    assert "failed" in ask(tmp_path, "runs", "outcome=failed")
 
 
 def test_a_backend_that_is_not_there_is_a_failed_case_with_the_reason(tmp_path):
