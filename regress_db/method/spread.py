@@ -1,0 +1,302 @@
+"""How much runs of one series differ when nothing has changed: its own spread, and what its platform lends it.
+
+A series has few runs, a platform has many series. `platform_prior` learns from all of them how large and how alike
+their spreads are, how much of a spread is common to a night, and how far out runs fall; `spread_of` shrinks one series'
+variance towards that. Everything is on the log scale of the run value. Pure. Called by `regress_db.method.comparing`.
+
+Sources: Smyth 2004 (moderated variances; `_fit`); Phipson, Lee, Majewski, Alexander & Smyth 2016 (series
+that are noisier than their platform keep their own noise); Tukey & McLaughlin 1963 (winsorised squares); Searle,
+Casella & McCulloch 1992, chapter 3 (one-way components of variance); Satterthwaite 1946 (degrees of freedom of a sum
+of components).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import special
+
+from regress_db.method.distributions import f_upper, trigamma_inverse, z_of_t
+from regress_db.method.tails import Tails
+
+LEAST_SD = 0.001
+"""Log standard deviation below which no run value is believed to repeat itself."""
+
+UNKNOWN_NIGHT_SHARE = 0.25
+"""Share of a run's variance that its night has, where each night has one run and the platform has no say. With 1 + 2
+runs against 10 the error so assumed is within a fifth of the true one for any true share from 0 to 0.65."""
+
+_PRIOR_NIGHTS = 10.0
+"""As how many nights a share that is not the series' own counts."""
+
+_CLIP = 3.0
+_MAD_TO_SD = 1.4826
+_LEAST_TO_CLIP = 6
+_LEAST_TO_CLIP_BY_PRIOR = 4
+_LEAST_POOLED_RUNS = 100
+_LEAST_POOLED_SERIES = 3
+_LEAST_POOLED_NIGHT_DF = 20
+_NOISIER = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Some runs of one series.
+
+    values_us: positive. nights: the night of each run, "" where it has none (such a run stands alone); empty: all of
+    one night. Runs of a night share what that night had. `ValueError` for other values or another number of nights.
+    """
+
+    values_us: tuple[float, ...]
+    nights: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for value in self.values_us:
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"a run's value is {value}, wanted a positive number of µs")
+        if self.nights and len(self.nights) != len(self.values_us):
+            raise ValueError(
+                f"{len(self.values_us)} runs come with {len(self.nights)} nights, wanted one for each or none"
+            )
+
+    def logs(self) -> list[float]:
+        """Logarithms of the values, in the order given."""
+        return [math.log(value) for value in self.values_us]
+
+    def places(self) -> list[list[int]]:
+        """Positions of the runs of each night."""
+        if not self.nights:
+            return [list(range(len(self.values_us)))] if self.values_us else []
+        by_night: dict[str, list[int]] = {}
+        alone: list[list[int]] = []
+        for place, night in enumerate(self.nights):
+            if night:
+                by_night.setdefault(night, []).append(place)
+            else:
+                alone.append([place])
+        return [*by_night.values(), *alone]
+
+    def night_weight(self) -> float:
+        """Variance of the mean of these runs, per unit of variance between nights: 1 for one night, 1/n for n alike."""
+        return sum(len(places) ** 2 for places in self.places()) / len(self.values_us) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class SpreadPrior:
+    """What the series of a platform say of one another's spread.
+
+    variance: of one run, log scale squared; df: as how many degrees of freedom it counts (0: they have nothing in
+    common); night_share: share of the variance that runs of a night have in common, None where no night had several
+    runs; tails: how far out runs fall, None where there are fewer than 100; series: how many there were.
+    """
+
+    variance: float
+    df: float
+    night_share: float | None
+    tails: Tails | None
+    series: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Spread of one run of a series: its variance (log scale squared) after shrinkage, and the night's part of it.
+
+    own_df, night_df, prior_df: degrees of freedom of all its runs, of its nights, of the platform. night_known: whether
+    `night_share` comes from data, its own or the platform's.
+    """
+
+    variance: float
+    night_share: float
+    own_df: float
+    night_df: float
+    prior_df: float
+    night_known: bool
+
+    def variance_of_difference(self, night_weight: float, run_weight: float) -> float:
+        """Variance of a difference that holds so many units of night variance and of run variance."""
+        return self.variance * (self.night_share * night_weight + (1 - self.night_share) * run_weight)
+
+    def df_of_difference(self, night_weight: float, run_weight: float) -> float:
+        """Its degrees of freedom (Satterthwaite), never more than all runs and the platform have."""
+        by_night = self.night_share * night_weight
+        part = by_night / (by_night + (1 - self.night_share) * run_weight)
+        own = 1 / (part**2 / max(self.night_df, 1.0) + (1 - part) ** 2 / self.own_df)
+        return self.prior_df + min(self.own_df, own)
+
+
+@dataclass(frozen=True, slots=True)
+class _Squares:
+    """Sums of squares of one group of runs within and between its nights, after clipping, and their degrees of freedom.
+
+    size: runs a night, corrected for unequal nights (Searle, Casella & McCulloch 1992, section 3.6).
+    """
+
+    within: float
+    within_df: float
+    between: float
+    between_df: float
+    size: float
+
+    @property
+    def df(self) -> float:
+        return self.within_df + self.between_df
+
+    def total(self, share: float) -> float:
+        """Squares in units of the variance of one run, whose share `share` is the night's."""
+        return self.within / (1 - share) + self.between / (1 - share + share * self.size)
+
+
+def _clipped(logs: Sequence[float], scale: float) -> tuple[list[float], bool]:
+    """Values no farther from their median than `_CLIP` robust standard deviations; whether there were enough."""
+    enough = len(logs) >= (_LEAST_TO_CLIP_BY_PRIOR if scale > 0 else _LEAST_TO_CLIP)
+    if not enough:
+        return list(logs), False
+    centre = statistics.median(logs)
+    limit = _CLIP * max(_MAD_TO_SD * statistics.median([abs(value - centre) for value in logs]), scale)
+    if limit == 0:
+        return list(logs), False
+    return [min(max(value, centre - limit), centre + limit) for value in logs], True
+
+
+def _squares(runs: Runs, scale: float = 0.0) -> _Squares:
+    logs, clipped = _clipped(runs.logs(), scale)
+    count = len(logs)
+    centre = sum(logs) / count
+    nights = runs.places()
+    within = between = 0.0
+    for places in nights:
+        mean = sum(logs[place] for place in places) / len(places)
+        within += sum((logs[place] - mean) ** 2 for place in places)
+        between += len(places) * (mean - centre) ** 2
+    # On normal runs, clipping takes 1/(2n) of the squares and a tenth of the degrees of freedom (benchmarks/gate.py).
+    gain, kept = (1 + 0.5 / count, 0.9) if clipped else (1.0, 1.0)
+    between_df = len(nights) - 1
+    size = (count - sum(len(places) ** 2 for places in nights) / count) / between_df if between_df else 1.0
+    return _Squares(within * gain, (count - len(nights)) * kept, between * gain, between_df * kept, size)
+
+
+def _share(within: float, within_df: float, between: float, between_df: float, size: float) -> float:
+    """Night share by the method of moments, kept between 0 and 0.95."""
+    of_runs = within / within_df
+    of_nights = max(0.0, between / between_df - of_runs) / size
+    return min(0.95, of_nights / (of_nights + of_runs)) if of_nights > 0 else 0.0
+
+
+def spread_of(new: Runs, base: Runs, earlier: Sequence[Runs], prior: SpreadPrior | None) -> Spread:
+    """The series' spread from its baseline, its earlier segments (each about its own level) and what new runs of one
+    night differ by, shrunk to the platform's.
+
+    A series that is noisier than its platform has series (beyond 1 %) is shrunk the less the noisier it is. There must
+    be at least one degree of freedom in all. ValueError: there is none.
+    """
+    scale = math.sqrt(prior.variance) if prior is not None and prior.df > 0 else 0.0
+    old = [_squares(runs, scale) for runs in (base, *earlier) if runs.values_us]
+    share, known = _night_share(old, prior)
+    groups = [*old, _squares(new, scale)]
+    own_df = sum(one.df for one in groups)
+    if own_df <= 0:
+        raise ValueError("one run of a series has no spread")
+    variance = max(sum(one.total(share) for one in groups) / own_df, LEAST_SD**2)
+    night_df = sum(one.between_df for one in old) + (_PRIOR_NIGHTS if known else 0.0)
+    prior_df = 0.0
+    if prior is not None and prior.df > 0:
+        noisier = f_upper(variance / prior.variance, own_df, prior.df)
+        prior_df = prior.df * min(1.0, noisier / _NOISIER)
+        variance = (own_df * variance + prior_df * prior.variance) / (own_df + prior_df)
+    return Spread(variance, share, own_df, night_df, prior_df, known)
+
+
+def _night_share(old: Sequence[_Squares], prior: SpreadPrior | None) -> tuple[float, bool]:
+    """The share, and whether data say so."""
+    within, within_df = sum(one.within for one in old), sum(one.within_df for one in old)
+    between, between_df = sum(one.between for one in old), sum(one.between_df for one in old)
+    platform = None if prior is None else prior.night_share
+    if between_df == 0:
+        return (0.0, False) if platform is None else (platform, True)
+    expected = UNKNOWN_NIGHT_SHARE if platform is None else platform
+    if within_df == 0 or within == 0:
+        return expected, platform is not None
+    size = sum(one.size * one.between_df for one in old) / between_df
+    weight = min(between_df, within_df)
+    own = _share(within, within_df, between, between_df, size)
+    return (weight * own + _PRIOR_NIGHTS * expected) / (weight + _PRIOR_NIGHTS), True
+
+
+def platform_prior(baselines: Sequence[Runs]) -> SpreadPrior:
+    """What these baselines of one platform say together. Those of fewer than three runs say nothing; with fewer than
+    three series that do, the prior counts for nothing (df 0).
+    """
+    usable = [runs for runs in baselines if len(runs.values_us) >= 3]
+    squares = [_squares(runs) for runs in usable]
+    share = _pooled_share(squares)
+    dfs = [one.df for one in squares]
+    variances = [max(one.total(share or 0.0) / one.df, LEAST_SD**2) for one in squares]
+    if len(usable) < _LEAST_POOLED_SERIES:
+        return SpreadPrior(LEAST_SD**2, 0.0, share, None, len(usable))
+    variance, df = _fit(variances, dfs)
+    deviates = [z for runs in usable for z in _left_out(runs, variance, df)]
+    tails = Tails.of(deviates) if len(deviates) >= _LEAST_POOLED_RUNS else None
+    return SpreadPrior(variance, df, share, tails, len(usable))
+
+
+def _pooled_share(squares: Sequence[_Squares]) -> float | None:
+    """Each series in units of its own variance, so that a noisy one does not speak for all."""
+    within = within_df = between = between_df = size = 0.0
+    for one in squares:
+        variance = (one.within + one.between) / one.df
+        if variance <= LEAST_SD**2 or one.within_df == 0 or one.between_df == 0:
+            continue
+        within, within_df = within + one.within / variance, within_df + one.within_df
+        between, between_df = between + one.between / variance, between_df + one.between_df
+        size += one.size * one.between_df
+    if min(within_df, between_df) < _LEAST_POOLED_NIGHT_DF:
+        return None
+    return _share(within, within_df, between, between_df, size / between_df)
+
+
+def _fit(variances: Sequence[float], dfs: Sequence[float]) -> tuple[float, float]:
+    """Scale and degrees of freedom of the scaled inverse chi-square that the true variances come from.
+
+    By the first two moments of log s² (Smyth 2004, section 6.2), after values farther than 2.5 robust standard
+    deviations from the median are pulled in, so that a few wild series do not make all of them unlike. Never more
+    degrees of freedom than all series have together.
+    """
+    logs = [
+        math.log(variance) - float(special.digamma(df / 2)) + math.log(df / 2)
+        for variance, df in zip(variances, dfs, strict=True)
+    ]
+    centre = statistics.median(logs)
+    limit = 2.5 * _MAD_TO_SD * statistics.median([abs(value - centre) for value in logs])
+    logs = [min(max(value, centre - limit), centre + limit) for value in logs]
+    mean = sum(logs) / len(logs)
+    expected = sum(float(special.polygamma(1, df / 2)) for df in dfs) / len(dfs)
+    excess = sum((value - mean) ** 2 for value in logs) / (len(logs) - 1) - expected
+    prior_df = min(2 * trigamma_inverse(excess), sum(dfs))
+    return math.exp(mean + float(special.digamma(prior_df / 2)) - math.log(prior_df / 2)), prior_df
+
+
+def _left_out(runs: Runs, prior_variance: float, prior_df: float) -> list[float]:
+    """Normal deviate of each run from the others of its series, as if it were new."""
+    count = len(runs.values_us)
+    if count < _LEAST_TO_CLIP_BY_PRIOR:
+        return []
+    logs = runs.logs()
+    clipped, _ = _clipped(logs, math.sqrt(prior_variance) if prior_df > 0 else 0.0)
+    total = sum(clipped)
+    centre = total / count
+    squares = sum((value - centre) ** 2 for value in clipped)
+    own_df = count - 2
+    deviates = []
+    for raw, value in zip(logs, clipped, strict=True):
+        rest = max(squares - (value - centre) ** 2 * count / (count - 1), own_df * LEAST_SD**2)
+        others = rest / own_df
+        weight = (
+            prior_df * min(1.0, f_upper(others / prior_variance, own_df, prior_df) / _NOISIER) if prior_df > 0 else 0.0
+        )
+        variance = (rest + weight * prior_variance) / (own_df + weight)
+        t = (raw - (total - value) / (count - 1)) / math.sqrt(variance * count / (count - 1))
+        deviates.append(z_of_t(t, own_df + weight))
+    return deviates
