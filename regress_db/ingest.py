@@ -8,13 +8,14 @@ leaves a file that the next collection finds to be known already. What cannot be
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Executable, Table, insert, select
+from sqlalchemy import ColumnElement, Connection, Executable, Table, insert, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -22,31 +23,16 @@ from harness import record as records
 from harness.case import Case
 from harness.errors import RecordError
 from harness.record import Record
-from regress_db import samples
-from regress_db.acceptance import parse_time, reason_to_refuse
+from regress_db import rows
+from regress_db.acceptance import reason_to_refuse
 from regress_db.errors import HistoryError
 from regress_db.history import History
-from regress_db.metrics import metrics_of
-from regress_db.schema import (
-    CASES,
-    CHECKS,
-    ENVIRONMENTS,
-    FAILURES,
-    METRICS,
-    NIGHTS,
-    NODES,
-    PLATFORMS,
-    RANK_VALUES,
-    RUN_PHASES,
-    RUN_RANKS,
-    RUN_VALUES,
-    RUNS,
-    SAMPLES,
-)
+from regress_db.schema import CASES, METRICS, RUNS
 
 INGESTED = "ingested"
 QUARANTINE = "quarantine"
-_BATCH = 100
+_BATCH = 200
+"""Records in one transaction: few enough that others who write wait for a moment only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +85,7 @@ def digest_of(record: Record) -> str:
 
 def case_id(connection: Connection, case: Case) -> int:
     """The number of the case, which is added where new."""
-    return shared_id(connection, CASES, {"key": case.key}, _fields(case))
-
-
-def _fields(struct: msgspec.Struct) -> dict[str, Any]:
-    """The struct's own fields, as they are."""
-    return {name: getattr(struct, name) for name in struct.__struct_fields__}
+    return shared_id(connection, CASES, {"key": case.key}, rows.fields(case))
 
 
 def shared_id(
@@ -120,34 +101,17 @@ def shared_id(
     return int(found)
 
 
-class _Known:
-    """The numbers of shared rows that a transaction has met, so that each is asked for once."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._numbers: dict[tuple[object, ...], int] = {}
-
-    def number(self, table: Table, unique: Mapping[str, Any], rest: Mapping[str, Any] | None = None) -> int:
-        """See `shared_id`."""
-        key = (table, *unique.values())
-        if key not in self._numbers:
-            self._numbers[key] = shared_id(self._connection, table, unique, rest)
-        return self._numbers[key]
-
-    def forget(self) -> None:
-        """After a savepoint was undone: rows that it had added are gone."""
-        self._numbers.clear()
-
-
-def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Insert the rows that no unique column forbids; returns how many went in."""
+def insert_new(connection: Connection, table: Table, new: Sequence[Mapping[str, Any]]) -> None:
+    """Insert the rows that no unique column forbids."""
+    if not new:
+        return
     if connection.dialect.name == "postgresql":
         from sqlalchemy.dialects import postgresql
 
         statement: Executable = postgresql.insert(table).on_conflict_do_nothing()
     else:
         statement = sqlite.insert(table).on_conflict_do_nothing()
-    return sum(connection.execute(statement, row).rowcount for row in rows)
+    connection.execute(statement, new)
 
 
 def _read(file: Path) -> _Read | None:
@@ -165,116 +129,109 @@ def _read(file: Path) -> _Read | None:
     return _Read(file, record, digest_of(record))
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What became of records within one transaction."""
+
+    accepted: list[_Read] = field(default_factory=list)
+    already: list[_Read] = field(default_factory=list)
+    refused: list[tuple[_Read, str]] = field(default_factory=list)
+
+
 def _ingest(history: History, spool: Path, readable: Sequence[_Read], done: Collected) -> None:
     """One transaction for all of `readable`; files are moved once it is committed."""
     if not readable:
         return
-    accepted: list[_Read] = []
-    already: list[_Read] = []
-    refused: list[tuple[_Read, str]] = []
+    taken = _Taken()
     with history.write() as connection:
-        known_rows = _Known(connection)
-        for one in readable:
-            known = connection.execute(select(RUNS.c.digest).where(RUNS.c.run_id == one.record.run_id)).scalar()
-            if known == one.digest:
-                already.append(one)
-            elif known is not None:
-                refused.append((one, f"run {one.record.run_id} is in the history already, with other content"))
-            else:
-                try:
-                    with connection.begin_nested():
-                        _insert(connection, known_rows, one.record, one.digest)
-                except (DataError, IntegrityError) as error:
-                    known_rows.forget()
-                    refused.append((one, f"the database does not take it: {error.orig}"))
-                else:
-                    accepted.append(one)
-    for group, ids in ((accepted, done.accepted), (already, done.already)):
+        _take(connection, readable, taken)
+    for group, ids in ((taken.accepted, done.accepted), (taken.already, done.already)):
         for one in group:
             _move(one.file, spool / INGESTED)
             ids.append(one.record.run_id)
-    for one, reason in refused:
+    for one, reason in taken.refused:
         _refuse(spool, one.file, reason, done)
 
 
-def _insert(connection: Connection, known: _Known, record: Record, digest: str) -> None:
-    environment = msgspec.to_builtins(record.environment)
-    commit = record.environment.code.get("commit", "")
-    run: int = connection.execute(
-        insert(RUNS).returning(RUNS.c.id),
-        {
-            "run_id": record.run_id,
-            "case_id": known.number(CASES, {"key": record.case.key}, _fields(record.case)),
-            "platform_id": known.number(PLATFORMS, {"key": record.platform.key}, _fields(record.platform)),
-            "environment_id": known.number(
-                ENVIRONMENTS,
-                {"digest": record.environment.digest},
-                {"commit": commit, "content": environment},
-            ),
-            "night_id": known.number(NIGHTS, {"name": record.night}, {"plan": ""}) if record.night else None,
-            "repeat": record.repeat,
-            "started_at": parse_time(record.started_at),
-            "ended_at": parse_time(record.ended_at),
-            "outcome": record.outcome,
-            "warmup": record.warmup,
-            "iters": record.iters,
-            "conditions": record.conditions,
-            "notes": record.notes,
-            "digest": digest,
-        },
-    ).scalar_one()
-    for table, rows in _rows_of(known, record, run):
-        if rows:
-            connection.execute(insert(table), rows)
+def _take(connection: Connection, readable: Sequence[_Read], taken: _Taken) -> None:
+    """Sort out which records are new, and insert those; a second file of a run waits until the first is done."""
+    ids = [one.record.run_id for one in readable]
+    there = connection.execute(select(RUNS.c.run_id, RUNS.c.digest).where(RUNS.c.run_id.in_(ids)))
+    known: dict[str, str] = dict(there.all())
+    new: dict[str, _Read] = {}
+    later: list[_Read] = []
+    for one in readable:
+        run_id = one.record.run_id
+        if known.get(run_id) == one.digest:
+            taken.already.append(one)
+        elif run_id in known:
+            taken.refused.append((one, f"run {run_id} is in the history already, with other content"))
+        elif run_id in new:
+            later.append(one)
+        else:
+            new[run_id] = one
+    _insert_or_split(connection, list(new.values()), taken)
+    if later:
+        _take(connection, later, taken)
 
 
-def _rows_of(known: _Known, record: Record, run: int) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
-    """Everything that hangs on the run, table by table."""
-    if record.failure is not None:
-        yield FAILURES, [{"run": run, **msgspec.structs.asdict(record.failure)}]
-    yield (
-        CHECKS,
-        [
-            {"run": run, "position": position, "moment": check.when, "passed": check.passed}
-            | {"rows": check.rows, "detail": check.detail}
-            for position, check in enumerate(record.checks)
-        ],
-    )
-    ranks: list[dict[str, Any]] = []
-    for node in record.nodes:
-        node_id = known.number(NODES, {"hostname": node.hostname})
-        ranks += [{"run": run, "rank": rank, "node_id": node_id} for rank in node.ranks]
-    yield RUN_RANKS, ranks
-    for result in record.phases:
-        of_phase = {"run": run, "phase": result.phase}
-        yield (
-            RUN_PHASES,
-            [
-                {
-                    **of_phase,
-                    "iterations": len(result.samples_us[0]),
-                    "leading_dropped": result.leading_dropped,
-                    "slowest_rank": result.stats.slowest_rank,
-                    "headline": result.traffic.headline,
-                }
-            ],
-        )
-        yield (
-            RUN_VALUES,
-            [
-                {
-                    "run": run,
-                    "metric": known.number(METRICS, {"phase": result.phase, "name": name}),
-                    "value": value,
-                }
-                for name, value in metrics_of(result).items()
-            ],
-        )
-        yield (
-            RANK_VALUES,
-            [{**of_phase, "rank": rank, "p50_us": value} for rank, value in enumerate(result.stats.rank_p50_us)],
-        )
-        yield SAMPLES, [{**of_phase, "packed": samples.pack(result.samples_us)}]
+def _insert_or_split(connection: Connection, new: Sequence[_Read], taken: _Taken) -> None:
+    """Insert all; where the database refuses, half by half, until the one that it refuses stands alone."""
+    if not new:
+        return
+    try:
+        with connection.begin_nested():
+            _insert(connection, new)
+    except (DataError, IntegrityError) as error:
+        if len(new) == 1:
+            reason = " ".join(str(error.orig).split())
+            taken.refused.append((new[0], f"the database does not take it: {reason}"))
+            return
+        half = len(new) // 2
+        _insert_or_split(connection, new[:half], taken)
+        _insert_or_split(connection, new[half:], taken)
+    else:
+        taken.accepted.extend(new)
+
+
+def _insert(connection: Connection, new: Sequence[_Read]) -> None:
+    """Every row of the records, table by table: a statement for each table, however many records there are."""
+    numbers = _shared_numbers(connection, [one.record for one in new])
+    connection.execute(insert(RUNS), [rows.run_row(one.record, one.digest, numbers) for one in new])
+    ids = [one.record.run_id for one in new]
+    numbered = connection.execute(select(RUNS.c.run_id, RUNS.c.id).where(RUNS.c.run_id.in_(ids)))
+    number_of: dict[str, int] = dict(numbered.all())
+    hanging: dict[Table, list[rows.Row]] = defaultdict(list)
+    for one in new:
+        for table, of_record in rows.hanging_rows(one.record, number_of[one.record.run_id], numbers):
+            hanging[table] += of_record
+    for table, of_all in hanging.items():
+        if of_all:
+            connection.execute(insert(table), of_all)
+
+
+def _shared_numbers(connection: Connection, ingested: Iterable[Record]) -> rows.Numbers:
+    """The numbers of all rows that the records share, which are added where new."""
+    wanted: dict[Table, dict[tuple[str, ...], rows.Row]] = defaultdict(dict)
+    for record in ingested:
+        for table, row in rows.shared_rows(record):
+            wanted[table][tuple(row[name] for name in rows.SHARED[table])] = row
+    numbers: dict[Table, dict[tuple[str, ...], int]] = {}
+    for table, of_table in wanted.items():
+        found = _find(connection, table, of_table)
+        new = [row for key, row in of_table.items() if key not in found]
+        if new:
+            insert_new(connection, table, new)
+            found = _find(connection, table, of_table)
+        numbers[table] = found
+    return numbers
+
+
+def _find(connection: Connection, table: Table, keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+    """The numbers of those rows of a shared table that are there. The table of metrics is small: all of it is read."""
+    unique = [table.c[name] for name in rows.SHARED[table]]
+    wanted: list[ColumnElement[bool]] = [] if table is METRICS else [unique[0].in_([key[0] for key in keys])]
+    return {tuple(row[:-1]): row[-1] for row in connection.execute(select(*unique, table.c.id).where(*wanted))}
 
 
 def _move(file: Path, folder: Path) -> bool:
