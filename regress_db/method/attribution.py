@@ -191,16 +191,16 @@ class _Night:
 
 
 def _night(units: Units, context: Context, values: Array, level: float) -> _Night:
-    means, errors = units.means(values)
+    centres, errors = units.centres(values)
     tested = units.under_test
     if not context.code_may_differ:
-        found, note = _common(means, errors, level)
+        found, note = _common(centres, errors, level)
         shift = found.centre if found else 0.0
         return _Night(found, shift, shift, True, notes=(note,) if note else ())
-    of_controls = consensus(means[~tested], errors[~tested]) if (~tested).any() else None
-    of_tested = consensus(means[tested], errors[tested]) if tested.any() else None
+    of_controls = consensus(centres[~tested], errors[~tested]) if (~tested).any() else None
+    of_tested = consensus(centres[tested], errors[tested]) if tested.any() else None
     witness = _witness(of_controls)
-    found, note = _common(means[~tested], errors[~tested], level)
+    found, note = _common(centres[~tested], errors[~tested], level)
     if found is None:
         blind = of_controls is None or of_controls.count < LEAST_SERIES
         moved = of_tested is not None and _is_common(of_tested, level)

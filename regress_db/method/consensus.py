@@ -43,15 +43,23 @@ class Consensus:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of no common change: Student's t with `count` - 1 degrees of freedom, 1 for a single value."""
+        """Two-sided, of no common change; 1 for a single value.
+
+        Student's t with 2 (count - 1) degrees of freedom: the values' stated errors are pooled over many runs, so that
+        count - 1 would ask too much of few values, and a normal reference too little where noise has heavy tails.
+        """
         if self.count < 2:
             return 1.0
-        return float(2 * stdtr(self.count - 1, -abs(self.centre) / self.error))
+        return float(2 * stdtr(self._df, -abs(self.centre) / self.error))
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """The interval of the common change, on the values' scale."""
-        half = self.error * float(stdtrit(max(self.count - 1, 1), (1 + confidence) / 2))
+        half = self.error * float(stdtrit(self._df, (1 + confidence) / 2))
         return self.centre - half, self.centre + half
+
+    @property
+    def _df(self) -> int:
+        return max(2 * (self.count - 1), 1)
 
     def shared_by(self, share: float) -> bool:
         """Whether it is consistent with this part of the values, or more, having moved together."""

@@ -111,14 +111,22 @@ class Units:
             code_may_differ=code_may_differ,
         )
 
-    def means(self, values: Array, which: Mask | None = None) -> tuple[Array, Array]:
-        """Mean over each unit's runs (only those in `which`), and its error; NaN for a unit without any."""
-        weights = np.ones(len(values)) if which is None else which.astype(np.float64)
-        counts = np.bincount(self.unit, weights, minlength=len(self.sd))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            means = np.bincount(self.unit, weights * values, minlength=len(self.sd)) / counts
-            errors = self.sd * np.sqrt(1 / counts + _CENTRE_COST / self.baseline_runs)
-        return means, errors
+    def centres(self, values: Array, which: Mask | None = None) -> tuple[Array, Array]:
+        """Median over each unit's runs (only those in `which`), and its error; NaN for a unit without any.
+
+        The median, as a baseline's centre is robust too: a mean would differ from it where noise has one long tail.
+        """
+        kept = np.arange(len(values)) if which is None else np.flatnonzero(which)
+        kept = kept[np.lexsort((values[kept], self.unit[kept]))]
+        counts = np.bincount(self.unit[kept], minlength=len(self.sd))
+        first = np.cumsum(counts) - counts
+        there = counts > 0
+        centres = np.full(len(self.sd), np.nan)
+        low, high = (first + (counts - 1) // 2)[there], (first + counts // 2)[there]
+        centres[there] = (values[kept[low]] + values[kept[high]]) / 2
+        with np.errstate(divide="ignore"):
+            cost = np.where(counts < 3, 1.0, _CENTRE_COST) / counts
+        return centres, self.sd * np.sqrt(cost + _CENTRE_COST / self.baseline_runs)
 
     def by_series(self, of_runs: Array) -> dict[Hashable, tuple[float, ...]]:
         """Numbers of runs as the series' keys have them, in the order of the series' runs."""
@@ -208,8 +216,8 @@ def _backfit(
 
 def _against_elsewhere(units: Units, place: Place, values: Array, least_units: int) -> Consensus | None:
     """How far the place's runs are from those elsewhere; None where the night cannot tell."""
-    here, here_errors = units.means(values, place.runs)
-    there, there_errors = units.means(values, ~place.runs)
+    here, here_errors = units.centres(values, place.runs)
+    there, there_errors = units.centres(values, ~place.runs)
     on, off = np.isfinite(here), np.isfinite(there)
     apart: list[tuple[float, float]] = []
     deviations: list[Array] = []
@@ -238,6 +246,6 @@ def _may_be_code(units: Units, on: Mask, off: Mask) -> bool:
 
 def _outward(units: Units, place: Place, values: Array, centre: float) -> bool:
     """Whether it is the place that left its baseline, and not the others theirs."""
-    here, errors = units.means(values, place.runs)
+    here, errors = units.centres(values, place.runs)
     on = np.isfinite(here)
     return location(here[on], errors[on])[0] * math.copysign(1, centre) >= abs(centre) / 2
