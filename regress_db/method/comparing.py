@@ -192,7 +192,8 @@ def compare(
         warnings.append(f"the runs hardly differ: their spread is taken as {LEAST_SD:.1%}")
     if not spread.night_known:
         warnings.append(_about_nights(spread))
-    look = _Look.at(spread, new, base, n, None if prior is None else prior.tails)
+    design = _Design(spread, new.night_weight(), base.night_weight(), m, None if prior is None else prior.tails)
+    look = design.with_runs(n)
     strict = min(NOISE_ALPHA, level / family)
     kept_out = _ranks_outside(n, m, 1 - CONFIDENCE) if _by_ranks(new, base, spread, strict) else None
     if kept_out is None:
@@ -208,7 +209,7 @@ def compare(
         noise = float(differences[-1 - edge] - differences[edge]) / 2
     least = math.log1p(floor)
     first = Stage(max(least / 2, t_quantile(1 - CANDIDATE_ALPHA / 2, look.df) * look.error), look.error)
-    last = _Look.at(spread, new, base, n + confirmations, None if prior is None else prior.tails)
+    last = design.with_runs(n + confirmations)
     final = Stage(max(least, last.half(strict, 1)), last.error)
     return Comparison(
         effect=math.expm1(shift),
@@ -220,7 +221,7 @@ def compare(
         floor=floor,
         noise_floor=math.expm1(noise),
         detectable=math.expm1(detectable(final, last.df, first if confirmations else None)),
-        runs_needed=_runs_needed(spread, new, base, n + confirmations, least, strict, prior),
+        runs_needed=_runs_needed(design, n + confirmations, least, strict),
         method=method,
         warnings=tuple(warnings),
         new_runs=n,
@@ -269,16 +270,6 @@ class _Look:
     tail_df: float
     tails: Tails | None
 
-    @classmethod
-    def at(cls, spread: Spread, new: Runs, base: Runs, count: int, tails: Tails | None) -> _Look:
-        nights, runs = new.night_weight() + base.night_weight(), 1 / len(base.values_us)
-        error = math.sqrt(_HODGES_LEHMANN_COST * spread.variance_of_difference(nights, runs + 1 / count))
-        single = math.sqrt(_HODGES_LEHMANN_COST * spread.variance_of_difference(1 + base.night_weight(), runs + 1))
-        df = spread.df_of_difference(nights, runs + 1 / count)
-        # A shift of n runs is far out only if half of them and more are: its tail index is that many times one run's.
-        tail_df = 1 / (1 / df + 1 / (HEAVY_DF * ((count + 1) // 2))) if tails is None else df
-        return cls(error, single, df, tail_df, tails)
-
     def half(self, alpha: float, side: Side) -> float:
         """How far from zero on that side the estimate must be at two-sided level `alpha`.
 
@@ -303,6 +294,27 @@ class _Look:
         return min(1.0, p_value)
 
 
+@dataclass(frozen=True, slots=True)
+class _Design:
+    """What the estimate's error depends on but for the number of new runs. new_nights, base_nights: night weights."""
+
+    spread: Spread
+    new_nights: float
+    base_nights: float
+    base_runs: int
+    tails: Tails | None
+
+    def with_runs(self, count: int) -> _Look:
+        """With `count` new runs, on as many nights as the new runs now have."""
+        spread, nights, runs = self.spread, self.new_nights + self.base_nights, 1 / self.base_runs
+        error = math.sqrt(_HODGES_LEHMANN_COST * spread.variance_of_difference(nights, runs + 1 / count))
+        single = math.sqrt(_HODGES_LEHMANN_COST * spread.variance_of_difference(1 + self.base_nights, runs + 1))
+        df = spread.df_of_difference(nights, runs + 1 / count)
+        # A shift of n runs is far out only if half of them and more are: its tail index is that many times one run's.
+        tail_df = 1 / (1 / df + 1 / (HEAVY_DF * ((count + 1) // 2))) if self.tails is None else df
+        return _Look(error, single, df, tail_df, self.tails)
+
+
 def _deviates(new: Runs, base: Runs, spread: Spread, look: _Look) -> list[float]:
     """Normal deviate of each new run from the baseline's median."""
     centre = float(np.median(base.logs()))
@@ -314,13 +326,9 @@ def _differences(new: Runs, base: Runs) -> NDArray[np.float64]:
     return np.sort(np.subtract.outer(np.array(new.logs()), np.array(base.logs())), axis=None)
 
 
-def _runs_needed(
-    spread: Spread, new: Runs, base: Runs, planned: int, least: float, alpha: float, prior: SpreadPrior | None
-) -> int | None:
-    tails = None if prior is None else prior.tails
-
+def _runs_needed(design: _Design, planned: int, least: float, alpha: float) -> int | None:
     def seen(count: int) -> bool:
-        look = _Look.at(spread, new, base, count, tails)
+        look = design.with_runs(count)
         return detectable(Stage(look.half(alpha, 1), look.error), look.df) <= least
 
     if seen(planned):

@@ -172,7 +172,8 @@ def _squares(runs: Runs, scale: float = 0.0) -> _Squares:
         within += sum((logs[place] - mean) ** 2 for place in places)
         between += len(places) * (mean - centre) ** 2
     # On normal runs, clipping takes 1/(2n) of the squares and a tenth of the degrees of freedom (benchmarks/gate.py).
-    gain, kept = (1 + 0.5 / count, 0.9) if clipped else (1.0, 1.0)
+    kept = 0.9 if clipped else 1.0
+    gain = kept * (1 + 0.5 / count) if clipped else 1.0
     between_df = len(nights) - 1
     size = (count - sum(len(places) ** 2 for places in nights) / count) / between_df if between_df else 1.0
     return _Squares(within * gain, (count - len(nights)) * kept, between * gain, between_df * kept, size)
