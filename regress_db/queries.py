@@ -37,6 +37,8 @@ from regress_db.schema import (
 from regress_db.selection import EVERYTHING, Selection
 
 DEFAULT_METRIC = "latency_us"
+_DIGEST_SHOWN = 12
+_ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def trend(
     Raises `NotFoundError` for a metric that the history does not have, naming those it has.
     """
     series: dict[tuple[str, str, Phase], list[TrendPoint]] = defaultdict(list)
-    one_of: dict[str, str] = {}  # equal texts as one object: a long trend repeats few of them
+    one_of = dict[Any, Any]().setdefault  # equal texts as one object: a long trend repeats few of them
     with history.read() as connection:
         metrics = metric_numbers(connection, metric, phase)
         conditions = selection.conditions(connection)
@@ -135,7 +137,7 @@ def trend(
                 NIGHTS.c.name,
                 RUNS.c.run_id,
                 ENVIRONMENTS.c.commit,
-                ENVIRONMENTS.c.digest,
+                func.substr(ENVIRONMENTS.c.digest, 1, _DIGEST_SHOWN),
                 RUN_VALUES.c.value,
             )
             .select_from(RUNS)
@@ -147,22 +149,22 @@ def trend(
             .where(RUN_VALUES.c.metric.in_(metrics), *conditions)
             .order_by(RUNS.c.started_at, RUNS.c.id)
         )
-        for case, platform, number, started_at, night, run_id, commit, digest, value in connection.execute(wanted):
-            of_phase: Phase = metrics[number]
-            series[case, platform, of_phase].append(
-                TrendPoint(
-                    one_of.setdefault(case, case),
-                    one_of.setdefault(platform, platform),
-                    of_phase,
-                    metric,
-                    started_at,
-                    one_of.setdefault(night or "", night or ""),
-                    run_id,
-                    one_of.setdefault(commit, commit),
-                    one_of.setdefault(digest[:12], digest[:12]),
-                    value,
+        for rows in connection.execute(wanted).partitions(_ROWS_AT_ONCE):
+            for case, platform, number, started_at, night, run_id, commit, digest, value in rows:
+                series[case, platform, metrics[number]].append(
+                    TrendPoint(
+                        one_of(case, case),
+                        one_of(platform, platform),
+                        metrics[number],
+                        metric,
+                        started_at,
+                        one_of(night, night) or "",
+                        run_id,
+                        one_of(commit, commit),
+                        one_of(digest, digest),
+                        value,
+                    )
                 )
-            )
     first = 0 if selection.limit is None else -selection.limit
     return [point for key in sorted(series, key=_in_order) for point in series[key][first:]]
 
@@ -233,7 +235,7 @@ def compare(history: History, first: str, second: str) -> RunComparison:
     with history.read() as connection:
         one, other = (load_detail(connection, lookup.run(connection, run)[0]) for run in (first, second))
     values = [
-        ComparedValue(phase, metric, before, after, _change(before, after))
+        ComparedValue(phase, metric, before, after, relative_change(before, after))
         for phase, metric, before, after in _paired(one, other)
     ]
     return RunComparison(one, other, tuple(values), tuple(differences(_facts(one), _facts(other))))
@@ -245,21 +247,23 @@ def nights(history: History, limit: int | None = None) -> list[NightLine]:
         rows = connection.execute(
             select(*NIGHTS.c).order_by(NIGHTS.c.started_at.desc(), NIGHTS.c.id.desc()).limit(limit)
         ).all()
+        shown = [row.id for row in rows]
         outcomes: dict[int, dict[str, int]] = defaultdict(dict)
-        for night, outcome, count in connection.execute(
-            select(NIGHTS.c.id, RUNS.c.outcome, func.count())
-            .join(RUNS, RUNS.c.night_id == NIGHTS.c.id)
-            .group_by(NIGHTS.c.id, RUNS.c.outcome)
-        ):
-            outcomes[night][outcome] = count
-        planned: dict[int, tuple[int, int]] = {
-            night: (count, there)
+        planned: dict[int, tuple[int, int]] = {}
+        for piece in lookup.chunks(shown):
+            for night, outcome, count in connection.execute(
+                select(RUNS.c.night_id, RUNS.c.outcome, func.count())
+                .where(RUNS.c.night_id.in_(piece))
+                .group_by(RUNS.c.night_id, RUNS.c.outcome)
+            ):
+                outcomes[night][outcome] = count
             for night, count, there in connection.execute(
                 select(PLANNED.c.night_id, func.count(), func.count(RUNS.c.id))
                 .outerjoin(RUNS, RUNS.c.run_id == PLANNED.c.run_id)
+                .where(PLANNED.c.night_id.in_(piece))
                 .group_by(PLANNED.c.night_id)
-            )
-        }
+            ):
+                planned[night] = count, there
     lines = []
     for row in rows:
         count, there = planned.get(row.id, (0, 0))
@@ -320,7 +324,8 @@ def _paired(one: RunDetail, other: RunDetail) -> list[tuple[Phase, str, float | 
     return [(phase, name, of_one.get((phase, name)), of_other.get((phase, name))) for phase, name in keys]
 
 
-def _change(before: float | None, after: float | None) -> float | None:
+def relative_change(before: float | None, after: float | None) -> float | None:
+    """(after - before) / before, None where it has none."""
     return None if before is None or after is None or before == 0 else (after - before) / before
 
 

@@ -13,11 +13,14 @@ from jobs.places import open_history, spool_folder
 from jobs.tables import Column, Format, as_json, change, figure, number, print_table, say, show, to_the_second
 
 if TYPE_CHECKING:
+    from regress_db.aggregation import TrendGroup
     from regress_db.environments import Difference
-    from regress_db.queries import ComparedValue, NightLine, RunLine, TrendPoint
+    from regress_db.queries import ComparedValue, NightLine, RunComparison, RunLine, TrendPoint
     from regress_db.selection import Selection
+    from regress_db.sides import ComparedSeries, SetComparison
 
 _ID_SHOWN = 12
+_GROUP_SHOWN = 30
 _EXIT_QUARANTINE = 3
 
 
@@ -25,20 +28,46 @@ _EXIT_QUARANTINE = 3
 @selection_options
 @click.option("--phase", type=click.Choice(["dispatch", "combine"]), help="Only this phase.")
 @click.option("--metric", default="latency_us", show_default=True, help="What to follow.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the newest N runs of each series.")
+@click.option(
+    "--by",
+    type=click.Choice(["night", "week", "commit", "node", "environment"]),
+    help="One number for all runs of a series that share this, instead of one for each run.",
+)
+@click.option(
+    "--as",
+    "aggregate",
+    type=click.Choice(["median", "min", "max", "mean", "count"]),
+    default="median",
+    show_default=True,
+    help="Which number, with --by.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the newest N runs, or groups, of each series.")
 @history_option
 @format_options
-def trend(selection: Selection, phase: Any, metric: str, limit: int | None, db: str | None, form: Format) -> None:
+def trend(
+    selection: Selection,
+    phase: Any,
+    metric: str,
+    by: Any,
+    aggregate: Any,
+    limit: int | None,
+    db: str | None,
+    form: Format,
+) -> None:
     """Show a metric through time, series by series, oldest first.
 
     CASE is a pattern on the case's key: * is any text, ? any character, and one with neither matches every key that
     contains it. FILTER is a field, an operator (= != ~ >= <= > <) and a value: mode=ll 'ranks>=16' dtype=bf16,fp8
     node~gpu0*. Quote > and <, which the shell would take.
     """
+    selection = dataclasses.replace(selection, limit=limit)
+    if by is not None:
+        _trend_by(selection, phase, metric, by, aggregate, db, form)
+        return
     from regress_db.queries import trend as ask
 
     with open_history(db) as history:
-        points = ask(history, dataclasses.replace(selection, limit=limit), metric=metric, phase=phase)
+        points = ask(history, selection, metric=metric, phase=phase)
     columns: list[Column[TrendPoint]] = [
         Column("case", lambda row: row.case, "case", long=True),
         Column("platform", lambda row: row.platform),
@@ -52,6 +81,29 @@ def trend(selection: Selection, phase: Any, metric: str, limit: int | None, db: 
         Column("value", lambda row: row.value, metric, lambda row: figure(row.value), right=True),
     ]
     show(points, columns, form, empty="no run matches")
+
+
+def _trend_by(
+    selection: Selection, phase: Any, metric: str, by: Any, aggregate: Any, db: str | None, form: Format
+) -> None:
+    """The trend in groups."""
+    from regress_db.aggregation import trend_by
+
+    with open_history(db) as history:
+        groups = trend_by(history, by, selection, aggregate=aggregate, metric=metric, phase=phase)
+    columns: list[Column[TrendGroup]] = [
+        Column("case", lambda row: row.case, "case", long=True),
+        Column("platform", lambda row: row.platform),
+        Column("phase", lambda row: row.phase, "phase"),
+        Column("by", lambda row: row.by),
+        Column("group", lambda row: row.group, by, lambda row: row.group[:_GROUP_SHOWN] or "(none)"),
+        Column("started_at", lambda row: to_the_second(row.started_at), "first run (UTC)"),
+        Column("runs", lambda row: row.runs, "runs", right=True),
+        Column("metric", lambda row: row.metric),
+        Column("aggregate", lambda row: row.aggregate),
+        Column("value", lambda row: row.value, f"{aggregate} {metric}", lambda row: figure(row.value), right=True),
+    ]
+    show(groups, columns, form, empty="no run matches")
 
 
 @click.command()
@@ -170,19 +222,44 @@ def _check(passed: bool, rows: int, detail: str) -> str:
 
 
 @click.command()
-@click.argument("first", metavar="RUN")
-@click.argument("second", metavar="RUN")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@selection_options
+@click.option("--phase", type=click.Choice(["dispatch", "combine"]), help="Only this phase.")
+@click.option("--metric", default="slowest_p50_us", show_default=True, help="What to compare; two runs: everything.")
 @history_option
 @format_options
-def compare(first: str, second: str, db: str | None, form: Format) -> None:
-    """Compare two runs: every value of both, the change from the first, and where their environments differ.
+def compare(
+    first: str, second: str, selection: Selection, phase: Any, metric: str, db: str | None, form: Format
+) -> None:
+    """Compare A with B: each is a run, a night, a commit or a baseline, or `latest`, the newest run.
 
-    One run against one run says nothing about chance: a verdict takes `epwatch nightly`, with repeats.
+    Two runs: every value of both, the change from the first, and where their environments differ. Anything else: the
+    medians of each series' runs and their change, the largest increase first; CASE and FILTER choose among the runs.
+    Where a name may be several things, run:, night:, commit: or baseline: before it says which.
+
+    A change here says nothing about chance: a verdict takes `epwatch nightly`, with repeats.
     """
-    from regress_db.queries import compare as ask
+    from regress_db.selection import EVERYTHING
+    from regress_db.sides import compare_sides, side
 
     with open_history(db) as history:
-        found = ask(history, first, second)
+        one, other = side(history, first), side(history, second)
+        if one.kind == other.kind == "run":
+            if selection != EVERYTHING:
+                raise click.UsageError("A and B are one run each: there is nothing to choose from them")
+            from regress_db.queries import compare as compare_runs
+
+            runs_ = compare_runs(history, one.name, other.name)
+        else:
+            sets = compare_sides(history, one, other, selection, metric=metric, phase=phase)
+    if one.kind == other.kind == "run":
+        _show_runs(runs_, form)
+    else:
+        _show_sets(sets, metric, form)
+
+
+def _show_runs(found: RunComparison, form: Format) -> None:
     columns: list[Column[ComparedValue]] = [
         Column("phase", lambda row: row.phase, "phase"),
         Column("metric", lambda row: row.metric, "metric"),
@@ -213,6 +290,23 @@ def compare(first: str, second: str, db: str | None, form: Format) -> None:
             print_table(found.differences, differing)
         else:
             say("case, platform, hosts and environment are the same")
+
+
+def _show_sets(found: SetComparison, metric: str, form: Format) -> None:
+    columns: list[Column[ComparedSeries]] = [
+        Column("case", lambda row: row.case, "case", long=True),
+        Column("platform", lambda row: row.platform),
+        Column("phase", lambda row: row.phase, "phase"),
+        Column("metric", lambda row: row.metric),
+        Column("first_runs", lambda row: row.first_runs, "runs", right=True),
+        Column("first", lambda row: row.first, "A", lambda row: figure(row.first), right=True),
+        Column("second_runs", lambda row: row.second_runs, "runs", right=True),
+        Column("second", lambda row: row.second, "B", lambda row: figure(row.second), right=True),
+        Column("change", lambda row: row.change, "change", lambda row: change(row.change), right=True),
+    ]
+    show(found.series, columns, form, empty="neither has a run that matches")
+    if form == "table" and found.series:
+        say(f"\n{metric}, medians over runs; A is {found.first}, B is {found.second}")
 
 
 @click.command()

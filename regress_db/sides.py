@@ -1,0 +1,185 @@
+"""Two sets of runs side by side: nights, commits, baselines or single runs, series by series.
+
+Called by `epwatch compare` and `History.compare`; two single runs are `regress_db.queries.compare`'s, which knows more
+of them. A change here is that of two medians, without an interval: a verdict takes `regress_db.verdicts`.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from sqlalchemy import ColumnElement, Connection, select
+
+from harness.case import PHASES, Phase
+from regress_db import lookup
+from regress_db.errors import NotFoundError
+from regress_db.history import History
+from regress_db.metrics import RUN_VALUE_METRIC
+from regress_db.queries import metric_numbers, relative_change
+from regress_db.schema import BASELINE_RUNS, BASELINES, CASES, ENVIRONMENTS, NIGHTS, PLATFORMS, RUN_VALUES, RUNS
+from regress_db.selection import EVERYTHING, Selection
+
+Kind = Literal["run", "night", "commit", "baseline"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_NAMED = re.compile(rf"({'|'.join(KINDS)}):(.*)", re.DOTALL)
+_HASH = re.compile(r"[0-9a-zA-Z]+")
+_CANDIDATES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A set of runs by name. name: a whole run id or commit, a night's id, a baseline's name. number: of its row."""
+
+    kind: Kind
+    name: str
+    number: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedSeries:
+    """One series of both sides: medians over runs, how many runs, (second - first) / first; None for what is not."""
+
+    case: str
+    platform: str
+    phase: Phase
+    metric: str
+    first: float | None
+    second: float | None
+    first_runs: int
+    second_runs: int
+    change: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetComparison:
+    """Two sides, series by series, the largest increase first; series that only one side has come last."""
+
+    first: Side
+    second: Side
+    series: tuple[ComparedSeries, ...]
+
+
+def side(history: History, name: str) -> Side:
+    """What a person names: a run or a commit by the head of its hash, a night, a live baseline, `latest` (the run).
+
+    `run:`, `night:`, `commit:` or `baseline:` before it says which; `night:latest` is the newest night. Raises
+    `NotFoundError` for none, or for several, naming them.
+    """
+    with history.read() as connection:
+        if named := _NAMED.fullmatch(name):
+            kinds, name = tuple(kind for kind in KINDS if kind == named[1]), named[2]
+        else:
+            kinds = ("run",) if name == lookup.LATEST else KINDS
+        found = [one for kind in kinds for one in _candidates(connection, kind, name)]
+    if not found:
+        raise NotFoundError(
+            f"{name!r} is no {' and no '.join(kinds)} of the history; `epwatch runs`, `epwatch nights` and "
+            "`epwatch baseline list` list them"
+        )
+    if len(found) > 1:
+        names = ", ".join(f"{one.kind}:{one.name}" for one in found[:_CANDIDATES])
+        raise NotFoundError(f"{name!r} may be {names}{', and more' * (len(found) > _CANDIDATES)}: say which")
+    return found[0]
+
+
+def compare_sides(
+    history: History,
+    first: Side,
+    second: Side,
+    selection: Selection = EVERYTHING,
+    *,
+    metric: str = RUN_VALUE_METRIC,
+    phase: Phase | None = None,
+) -> SetComparison:
+    """Medians over the chosen runs of each side. Raises `NotFoundError` for a metric the history does not have."""
+    with history.read() as connection:
+        metrics = metric_numbers(connection, metric, phase)
+        of_first, of_second = (_values(connection, one, selection, metrics) for one in (first, second))
+        keys = [*of_first, *(key for key in of_second if key not in of_first)]
+        cases, platforms = (
+            dict(connection.execute(select(table.c.id, table.c.key)).tuples().all()) for table in (CASES, PLATFORMS)
+        )
+    series = []
+    for key in keys:
+        case, platform, number = key
+        medians = [statistics.median(values[key]) if key in values else None for values in (of_first, of_second)]
+        series.append(
+            ComparedSeries(
+                case=cases[case],
+                platform=platforms[platform],
+                phase=metrics[number],
+                metric=metric,
+                first=medians[0],
+                second=medians[1],
+                first_runs=len(of_first.get(key, ())),
+                second_runs=len(of_second.get(key, ())),
+                change=relative_change(*medians),
+            )
+        )
+    return SetComparison(first, second, tuple(sorted(series, key=_largest_first)))
+
+
+def _largest_first(one: ComparedSeries) -> tuple[bool, float, str, str, int]:
+    return one.change is None, -(one.change or 0), one.case, one.platform, PHASES.index(one.phase)
+
+
+def _candidates(connection: Connection, kind: Kind, name: str) -> Iterator[Side]:
+    """What of this kind the name may be: all of them, or enough to see that they are too many."""
+    if kind == "night":
+        wanted = select(NIGHTS.c.id, NIGHTS.c.name).order_by(NIGHTS.c.started_at.desc(), NIGHTS.c.id.desc())
+        wanted = wanted.limit(1) if name == lookup.LATEST else wanted.where(NIGHTS.c.name == name)
+        yield from (Side("night", row.name, row.id) for row in connection.execute(wanted))
+    elif kind == "baseline":
+        live = select(BASELINES.c.id).where(BASELINES.c.name == name, BASELINES.c.retired_at.is_(None))
+        yield from (Side("baseline", name, number) for number in connection.execute(live).scalars())
+    elif kind == "commit" and _HASH.fullmatch(name):
+        commits = (
+            select(ENVIRONMENTS.c.commit)
+            .distinct()
+            .where(ENVIRONMENTS.c.commit.startswith(name.lower()))
+            .order_by(ENVIRONMENTS.c.commit)
+            .limit(_CANDIDATES + 1)
+        )
+        yield from (Side("commit", commit) for commit in connection.execute(commits).scalars())
+    elif kind == "run" and _HASH.fullmatch(name):
+        found = select(RUNS.c.id, RUNS.c.run_id).limit(_CANDIDATES + 1)
+        if name == lookup.LATEST:
+            found = found.order_by(RUNS.c.started_at.desc(), RUNS.c.id.desc()).limit(1)
+        else:
+            found = found.where(RUNS.c.run_id >= name.lower(), RUNS.c.run_id < name.lower() + "\x7f")
+        yield from (Side("run", row.run_id, row.id) for row in connection.execute(found))
+
+
+def _belongs_to(one: Side) -> ColumnElement[bool]:
+    """What runs of this side have in common."""
+    if one.kind == "night":
+        return RUNS.c.night_id == one.number
+    if one.kind == "run":
+        return RUNS.c.id == one.number
+    if one.kind == "baseline":
+        return RUNS.c.id.in_(select(BASELINE_RUNS.c.run).where(BASELINE_RUNS.c.baseline_id == one.number))
+    return RUNS.c.environment_id.in_(select(ENVIRONMENTS.c.id).where(ENVIRONMENTS.c.commit == one.name))
+
+
+def _values(
+    connection: Connection, one: Side, selection: Selection, metrics: dict[int, Phase]
+) -> dict[tuple[int, int, int], list[float]]:
+    """The values by series: case, platform and metric by their numbers."""
+    found: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+    rows: Any = connection.execute(
+        select(RUNS.c.case_id, RUNS.c.platform_id, RUN_VALUES.c.metric, RUN_VALUES.c.value)
+        .join(RUN_VALUES, RUN_VALUES.c.run == RUNS.c.id)
+        .where(_belongs_to(one), RUN_VALUES.c.metric.in_(metrics), *selection.conditions(connection))
+    )
+    for case, platform, metric, value in rows:
+        found[case, platform, metric].append(value)
+    return found
