@@ -37,6 +37,7 @@ COMMANDS: dict[str, _Entry] = {
     "nightly": _Entry("nightly", "nightly", "Run a nightly plan, judge it and report."),
     "plan": _Entry("plan", "plan", "Check a nightly plan without running it."),
     "baseline": _Entry("baseline", "baseline", "Set, list, show and retire baselines."),
+    "accept": _Entry("accept", "accept", "Say that a change is here to stay."),
     "trend": _Entry("history", "trend", "Show series through time."),
     "runs": _Entry("history", "runs", "List runs."),
     "nights": _Entry("history", "nights", "List nights."),

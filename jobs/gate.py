@@ -32,7 +32,7 @@ from harness.errors import EpwatchError
 from jobs.selection import DEFAULT_SUITE
 
 if TYPE_CHECKING:
-    from regress_db.verdicts import SeriesVerdict
+    from regress_db.nightverdict import SeriesVerdict
 
 SUITE_FLOOR = 0.25
 PASSES = frozenset({"unchanged", "improved"})
@@ -207,7 +207,7 @@ class Gate:
             from jobs.judging import settle_night
             from jobs.places import open_history
             from jobs.plan import load
-            from regress_db.verdicts import stored_verdict
+            from regress_db.nightverdict import stored_verdict
 
             plan = load(Path(self.setup.plan)) if self.setup.plan else None
             measured = "" if self.setup.night else self._measured()

@@ -6,15 +6,19 @@ which is next to read.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.case import Case
 from jobs.plan import DEFAULT_FLOOR, Plan
 from jobs.tables import Column, change, number
+from regress_db.wording import AUTO, size
 
 if TYPE_CHECKING:
     from regress_db.history import History
-    from regress_db.verdicts import NightVerdict, SeriesVerdict
+    from regress_db.nightverdict import NightVerdict, SeriesVerdict
+    from regress_db.verdicts import Rules
 
 _WHO = "epwatch nightly"
 _TOLD = frozenset({"regressed", "failed", "wrong", "hung", "missing"})
@@ -34,16 +38,60 @@ class Judged:
         return self.verdict.exit_code(strict=self.strict and self.verdict.baseline is not None)
 
     @property
-    def told_in_words(self) -> tuple[SeriesVerdict, ...]:
-        """The series of which a person wants to know why: what regressed, and what gave no number."""
-        return tuple(one for one in self.verdict.series if one.verdict in _TOLD)
+    def told_in_words(self) -> tuple[str, ...]:
+        """What a person wants to know: each finding; what regressed, once where it stands for a finding; what gave no
+        number.
+        """
+        told = [f"#{finding.number} {finding.sentence}" for finding in self.verdict.findings]
+        seen: set[int] = set()
+        for one in self.verdict.series:
+            if one.verdict not in _TOLD or one.finding in seen:
+                continue
+            if one.finding is not None:
+                seen.add(one.finding)
+            told.append(one.sentence)
+        return tuple(told)
 
     @property
     def summary(self) -> str:
         """The night in one line."""
         against = f"against baseline {self.verdict.baseline}" if self.verdict.baseline else "against no baseline"
+        if self.verdict.baseline == AUTO:
+            against = "against each series' own past"
         made = f" It is now baseline {self.baseline_made}." if self.baseline_made else ""
+        if self.verdict.aa_series is not None:
+            made += f" A/A check: {self.verdict.aa_alarms} of {self.verdict.aa_series} series differ from themselves."
         return f"night {self.verdict.night} of plan {self.verdict.plan} {against}: {self.verdict.headline}{made}"
+
+
+def rules_of(history: History, plan: Plan) -> Rules:
+    """How nights of the plan are judged. The level is what calibration on its own history found, else the plan's.
+
+    Raises `WaiverError` for a file of waivers that cannot be used.
+    """
+    from regress_db.calibration import level_for
+
+    from jobs import waivers
+    from regress_db.verdicts import Rules
+
+    return Rules(
+        floor=plan.floors,
+        level=level_for(history, plan.name) or plan.level,
+        confirmations=plan.verdict.confirmations,
+        controls=tuple(plan.verdict.controls),
+        waivers=() if plan.waivers_file is None else waivers.load(plan.waivers_file),
+    )
+
+
+def cases_to_confirm(history: History, plan: Plan, night: str, baseline: str | None) -> list[Case]:
+    """The cases of the night that seem to have changed: to be measured again before anything is said of them."""
+    from regress_db.verdicts import judge_night
+
+    name = _baseline_of(history, plan, baseline)
+    if name is None:
+        return []
+    said = judge_night(history, night, baseline=name, rules=rules_of(history, plan), keep=False)
+    return [Case.parse(key) for key in sorted({one.case for one in said.series if one.candidate})]
 
 
 def judge_planned(
@@ -53,21 +101,26 @@ def judge_planned(
 
     baseline: overrides the plan's policy; it must exist. Raises `NotFoundError` for a named baseline that does not.
     """
-    from regress_db.baselines import list_baselines, set_baseline
+    from regress_db.baselines import set_baseline
     from regress_db.verdicts import judge_night
+
+    name = _baseline_of(history, plan, baseline)
+    verdict = judge_night(history, night, baseline=name, rules=rules_of(history, plan))
+    made = None
+    if name is None and plan.baseline.policy == "first" and verdict.exit_code() == 0:
+        made = plan.baseline_name
+        assert made is not None
+        set_baseline(history, made, who=_WHO, why=f"first clean night of plan {plan.name}", night=night)
+    return Judged(verdict, made, strict or plan.verdict.strict)
+
+
+def _baseline_of(history: History, plan: Plan, baseline: str | None) -> str | None:
+    """What a night of the plan is judged against; None for nothing, or where policy `first` has nothing yet."""
+    from regress_db.baselines import list_baselines
 
     name = baseline or plan.baseline_name
     first = baseline is None and plan.baseline.policy == "first"
-    if first and name not in {one.name for one in list_baselines(history)}:
-        verdict = judge_night(history, night, baseline=None, floor=plan.floors)
-        made = None
-        if verdict.exit_code() == 0:
-            assert name is not None
-            set_baseline(history, name, who=_WHO, why=f"first clean night of plan {plan.name}", night=night)
-            made = name
-        return Judged(verdict, made, strict or plan.verdict.strict)
-    verdict = judge_night(history, night, baseline=name, floor=plan.floors)
-    return Judged(verdict, None, strict or plan.verdict.strict)
+    return None if first and name not in {one.name for one in list_baselines(history)} else name
 
 
 def settle_night(history: History, plan: Plan | None, night: str | None, baseline: str | None) -> NightVerdict:
@@ -79,8 +132,9 @@ def settle_night(history: History, plan: Plan | None, night: str | None, baselin
     night or nothing to judge it against.
     """
     from regress_db.errors import NotFoundError
+    from regress_db.nightverdict import stored_verdict
     from regress_db.queries import nights
-    from regress_db.verdicts import judge_night, stored_verdict
+    from regress_db.verdicts import Rules, judge_night
 
     if night is None:
         known = [line.night for line in nights(history) if plan is None or line.plan == plan.name]
@@ -95,14 +149,16 @@ def settle_night(history: History, plan: Plan | None, night: str | None, baselin
     wanted = baseline or (plan.baseline_name if plan else None) or (standing.baseline if standing else None)
     if wanted is None:
         raise NotFoundError(f"night {night} was judged against no baseline: name one, or the plan that has one")
-    _refuse_own_runs(history, night, wanted)
+    if wanted != AUTO:
+        _refuse_own_runs(history, night, wanted)
     floors: dict[str, float] = {one.case: one.floor for one in standing.series} if standing else {}
     if plan is not None:
         floors = plan.floors
     if standing and standing.baseline == wanted and all(floors.get(one.case) == one.floor for one in standing.series):
         return standing
-    floor = {"": DEFAULT_FLOOR, **floors}
-    return judge_night(history, night, baseline=wanted, floor=floor, keep=standing is None)
+    rules = Rules() if plan is None else rules_of(history, plan)
+    rules = dataclasses.replace(rules, floor={"": DEFAULT_FLOOR, **floors})
+    return judge_night(history, night, baseline=wanted, rules=rules, keep=standing is None)
 
 
 def _refuse_own_runs(history: History, night: str, baseline: str) -> None:
@@ -134,14 +190,35 @@ SERIES_COLUMNS: list[Column[SeriesVerdict]] = [
     Column("low", lambda row: row.low),
     Column("high", lambda row: row.high),
     Column("floor", lambda row: row.floor),
-    Column("detectable", lambda row: row.detectable),
+    Column("noise_floor", lambda row: row.noise_floor),
+    Column(
+        "detectable",
+        lambda row: row.detectable,
+        "would be seen",
+        lambda row: "" if row.detectable is None else size(row.detectable),
+        right=True,
+    ),
+    Column("runs_needed", lambda row: row.runs_needed),
     Column("p_value", lambda row: row.p_value),
+    Column("shared", lambda row: row.shared),
     Column("new_runs", lambda row: row.new_runs),
+    Column("confirmations", lambda row: row.confirmations),
     Column("baseline_runs", lambda row: row.baseline_runs),
+    Column("baseline_first", lambda row: row.baseline_first),
+    Column("baseline_last", lambda row: row.baseline_last),
     Column("verdict", lambda row: row.verdict, "verdict"),
+    Column("cause", lambda row: row.cause, "cause", lambda row: _cause(row)),
+    Column("finding", lambda row: row.finding),
+    Column("waiver", lambda row: row.waiver or None),
     Column("sentence", lambda row: row.sentence),
 ]
 """The columns of a night's table, JSON and CSV. Changes are relative: 0.1 is ten per cent slower."""
+
+
+def _cause(row: SeriesVerdict) -> str:
+    """Whom a change is put down to, with the number of its finding."""
+    told = f"{row.cause} #{row.finding}" if row.cause and row.finding else row.cause or ""
+    return f"{told} (waived)" if row.waiver else told
 
 
 def _interval(row: SeriesVerdict) -> str:

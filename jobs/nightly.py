@@ -9,14 +9,16 @@ from __future__ import annotations
 import datetime
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from harness.case import Case
 from harness.job import JobSpec
+from harness.record import PlannedRun
 from jobs import work
 from jobs.aftermath import record_what_is_missing
 from jobs.cluster import Cluster, SubmittedJob
@@ -49,13 +51,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     jobs: tuple[PackedJob, ...]
 
 
-def measure_night(plan: Plan, history: History, spool: Path, update: Update) -> Manifest:
+Candidates = Callable[[str], Sequence[Case]]
+"""Given a night's id, the cases of it that seem to have changed and are to be measured again."""
+
+
+def measure_night(plan: Plan, history: History, spool: Path, update: Update, candidates: Candidates) -> Manifest:
     """Run every job of the plan, one at a time, and ingest what it gave. Returns what was planned.
 
+    Then the cases that `candidates` names are measured again, in jobs of their own, as often as the plan's
+    confirmations allow and while there are any: what was chance does not come back.
     A job that dies leaves failed records for the runs it owed. On KeyboardInterrupt the running job is ended, what was
     measured is ingested, the rest stays missing, and the exception goes on. Raises `BusyError` when another night has
     the jobs folder.
     """
+    from regress_db.facts import CONFIRMATION
     from regress_db.nights import close_night, open_night
 
     jobs_folder = Path(plan.plan.jobs).absolute()
@@ -66,7 +75,7 @@ def measure_night(plan: Plan, history: History, spool: Path, update: Update) -> 
         _lay_out(folder, plan, manifest)
         cluster = CLUSTERS[plan.cluster.kind](jobs_folder)
         runs = [run for job in manifest.jobs for run in job.runs]
-        open_night(history, manifest.night, plan.name, now, runs)
+        open_night(history, manifest.night, plan.name, now, runs, _purpose(plan))
         try:
             done = 0
             for job in manifest.jobs:
@@ -74,6 +83,20 @@ def measure_night(plan: Plan, history: History, spool: Path, update: Update) -> 
                 # Between jobs and never during one: ingestion is work for the machine that is being measured.
                 bring_home(history, spool)
                 done += len(job.runs)
+            for time_again in range(plan.verdict.confirmations):
+                again = candidates(manifest.night)
+                if not again:
+                    break
+                jobs = _jobs_again(plan, manifest, again, time_again)
+                manifest = msgspec.structs.replace(manifest, jobs=(*manifest.jobs, *jobs))
+                _write_manifest(folder, manifest)
+                more = [run for job in jobs for run in job.runs]
+                open_night(history, manifest.night, plan.name, now, more, lambda _: CONFIRMATION)
+                for job in jobs:
+                    (folder / job.name).mkdir(mode=0o700)
+                    _run_job(cluster, _spec(plan, job, folder, spool), folder / job.name, spool, done, update)
+                    bring_home(history, spool)
+                    done += len(job.runs)
             update(done, "measured")
         except KeyboardInterrupt as interrupt:
             raise type(interrupt)(f"night {manifest.night} keeps what it has measured, the rest is missing") from None
@@ -87,7 +110,7 @@ def _plan_night(plan: Plan, now: datetime.datetime) -> Manifest:
     """Ids, the order of cases, and the packing into jobs."""
     night = new_night_id(now)
     seed = secrets.randbelow(2**32) if plan.measure.seed is None else plan.measure.seed
-    runs = plan_runs([planned.case for planned in plan.cases], plan.measure.repeats, night)
+    runs = plan_runs([planned.case for planned in plan.cases], plan.runs_of_a_case, night)
     return Manifest(
         night=night,
         plan=plan.name,
@@ -102,9 +125,28 @@ def _lay_out(folder: Path, plan: Plan, manifest: Manifest) -> None:
     """Make the night's folder and its jobs' folders, new and for this user alone."""
     folder.mkdir(mode=0o700)
     (folder / PLAN_FILE).write_text(plan.source, encoding="utf-8")
-    (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    _write_manifest(folder, manifest)
     for job in manifest.jobs:
         (folder / job.name).mkdir(mode=0o700)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    partial = folder / f".{MANIFEST_FILE}.partial"
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    partial.replace(folder / MANIFEST_FILE)
+
+
+def _purpose(plan: Plan) -> Callable[[PlannedRun], str]:
+    """Of each run of the night. The halves of an A/A check take turns, so that what drifts touches both alike."""
+    from regress_db.facts import AA, PLANNED_RUN
+
+    return lambda run: AA if plan.measure.aa and run.repeat % 2 else PLANNED_RUN
+
+
+def _jobs_again(plan: Plan, manifest: Manifest, cases: Sequence[Case], time_again: int) -> list[PackedJob]:
+    """The jobs of one confirmation: every one of these cases as often as the night measured it."""
+    first = plan.runs_of_a_case + time_again * plan.measure.repeats
+    return pack(plan_runs(cases, plan.measure.repeats, manifest.night, first=first), manifest.seed)
 
 
 def _spec(plan: Plan, job: PackedJob, folder: Path, spool: Path) -> JobSpec:

@@ -31,11 +31,11 @@ def new_night_id(now: datetime.datetime) -> str:
     return f"{now.astimezone(datetime.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
-def plan_runs(cases: Sequence[Case], repeats: int, night: str) -> list[PlannedRun]:
-    """Every run that is to be, each with a new id: `repeats` of each case, repeat by repeat."""
+def plan_runs(cases: Sequence[Case], repeats: int, night: str, first: int = 0) -> list[PlannedRun]:
+    """Every run that is to be, each with a new id: `repeats` of each case, repeat by repeat, counted from `first`."""
     return [
         PlannedRun(run_id=new_run_id(), case=case, night=night, repeat=repeat)
-        for repeat in range(repeats)
+        for repeat in range(first, first + repeats)
         for case in cases
     ]
 

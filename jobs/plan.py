@@ -21,11 +21,16 @@ from harness.case import Case, CombineKind, Device, DType, Mode, Protocol
 from harness.errors import CaseError, EpwatchError
 from harness.job import DEFAULT_DEADLINE_S, DEFAULT_ITERS, DEFAULT_WARMUP
 from jobs.toml_lines import line_of
+from regress_db.wording import AUTO
 
 DEFAULT_JOBS = ".epwatch/jobs"
 DEFAULT_REPORT = ".epwatch/reports/{night}.html"
 DEFAULT_REPEATS = 5
 DEFAULT_FLOOR = 0.1
+DEFAULT_CONFIRMATIONS = 2
+DEFAULT_FALSE_ALARMS_A_MONTH = 1.0
+MOST_CONFIRMATIONS = 2
+NIGHTS_A_MONTH = 30
 DEFAULT_WAIT_DEADLINE_S = 60.0
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -70,6 +75,7 @@ class MeasureSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     repeats: runs of each case, each in a job and processes of its own. warmup, iters: of the timing protocol.
     deadline_s: for one wait inside an operation. job_deadline_s: for one job, all its cases together.
     seed: of the order of cases within a job; left out, a new one is drawn each night and recorded with it.
+    aa: measure everything twice, in turn, and tell whether the two halves differ: a standing A/A check.
     """
 
     repeats: int = DEFAULT_REPEATS
@@ -78,17 +84,19 @@ class MeasureSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     deadline_s: float = DEFAULT_WAIT_DEADLINE_S
     job_deadline_s: float = DEFAULT_DEADLINE_S
     seed: int | None = None
+    aa: bool = False
 
 
 class BaselineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[baseline]`: what the night is judged against.
 
-    policy: `first`, the first clean night of this plan becomes the baseline and is kept until someone retires it;
-    `named`, the baseline called `name`, which must exist; `none`, nothing is judged.
+    policy: `auto`, each series' own past since its last accepted change; `first`, the first clean night of this plan
+    becomes the baseline and is kept until someone retires it; `named`, the baseline called `name`, which must exist;
+    `none`, nothing is judged.
     name: of the baseline; policy `first` uses the plan's name where it is left out.
     """
 
-    policy: Literal["first", "named", "none"] = "first"
+    policy: Literal["auto", "first", "named", "none"] = "auto"
     name: str | None = None
 
 
@@ -97,10 +105,19 @@ class VerdictSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     floor: the smallest relative change of latency worth a verdict (0.1 is 10 %); a `[[cases]]` table may override it.
     strict: exit 4 where a series stayed inconclusive.
+    confirmations: how often a case that seems to have changed is measured again, in jobs of its own, before it is said.
+    false_alarms_a_month: how many the plan puts up with over all its series, at one night a day; what
+    `epwatch calibrate` found on the plan's own history keeps to it.
+    controls: backends that do not run the code under test: where they are slower too, it was not the code.
+    waivers: TOML file of slowings that are tolerated for a while; relative to the plan.
     """
 
     floor: float = DEFAULT_FLOOR
     strict: bool = False
+    confirmations: int = DEFAULT_CONFIRMATIONS
+    false_alarms_a_month: float = DEFAULT_FALSE_ALARMS_A_MONTH
+    controls: list[str] = ["torch"]
+    waivers: str | None = None
 
 
 class Exclude(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -187,10 +204,27 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def baseline_name(self) -> str | None:
-        """The baseline a night of this plan is judged against; None for policy `none`."""
+        """The baseline a night of this plan is judged against, `auto` for its series' own past; None for `none`."""
         if self.baseline.policy == "none":
             return None
+        if self.baseline.policy == "auto":
+            return AUTO
         return self.baseline.name or self.plan.name
+
+    @property
+    def runs_of_a_case(self) -> int:
+        """How many runs of each case a night plans, confirmations aside."""
+        return self.measure.repeats * (2 if self.measure.aa else 1)
+
+    @property
+    def level(self) -> float:
+        """The false discovery rate over one night that keeps to the plan's false alarms."""
+        return self.verdict.false_alarms_a_month / NIGHTS_A_MONTH
+
+    @property
+    def waivers_file(self) -> Path | None:
+        """Where the plan's waivers stand, None where it has none."""
+        return None if self.verdict.waivers is None else Path(self.path).parent / self.verdict.waivers
 
     @property
     def floors(self) -> dict[str, float]:
@@ -324,8 +358,17 @@ def _check_sections(written: PlanFile, text: _Text) -> None:
     _check_floor(written.verdict.floor, "verdict.floor", text)
     if written.baseline.policy == "named" and not written.baseline.name:
         raise text.error("baseline.policy", 'is "named", but there is no baseline.name')
-    if written.baseline.policy == "none" and written.baseline.name:
-        raise text.error("baseline.name", 'is given, but baseline.policy is "none"')
+    if written.baseline.policy in ("none", "auto") and written.baseline.name:
+        raise text.error("baseline.name", f'is given, but baseline.policy is "{written.baseline.policy}"')
+    if not 0 <= written.verdict.confirmations <= MOST_CONFIRMATIONS:
+        raise text.error(
+            "verdict.confirmations", f"is {written.verdict.confirmations}, wanted 0 to {MOST_CONFIRMATIONS}"
+        )
+    if not 0 < written.verdict.false_alarms_a_month < NIGHTS_A_MONTH:
+        raise text.error(
+            "verdict.false_alarms_a_month",
+            f"is {written.verdict.false_alarms_a_month}, wanted a number above 0 and below {NIGHTS_A_MONTH}",
+        )
     try:
         written.plan.report.format(night="", plan="")
     except (KeyError, IndexError, ValueError):

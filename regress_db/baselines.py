@@ -17,6 +17,7 @@ from regress_db import lookup
 from regress_db.errors import BaselineError
 from regress_db.history import History
 from regress_db.schema import BASELINE_RUNS, BASELINES, CASES, PLATFORMS, RUNS
+from regress_db.wording import AUTO
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -69,6 +70,8 @@ def set_baseline(
     _say_who_and_why(who, why)
     if not _NAME.fullmatch(name):
         raise BaselineError(f"{name!r} is not a name for a baseline: use letters, digits and _ . + -")
+    if name == AUTO:
+        raise BaselineError(f"{AUTO!r} stands for each series' own past: call the baseline otherwise")
     if sum(choice is not None for choice in (night, runs, latest)) != 1:
         raise BaselineError("say which runs make the baseline: those of a night, a list of runs, or the latest N")
     moment = when or datetime.now(UTC)

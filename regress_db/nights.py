@@ -5,7 +5,7 @@ Called by `jobs`, at the start and the end of a night; next to read: `regress_db
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import select, update
@@ -13,15 +13,24 @@ from sqlalchemy import select, update
 from harness.record import PlannedRun
 from regress_db import lookup
 from regress_db.errors import HistoryError
+from regress_db.facts import PLANNED_RUN
 from regress_db.history import History
 from regress_db.ingest import case_id, insert_new, shared_id
 from regress_db.schema import NIGHTS, PLANNED
 
 
-def open_night(history: History, night_id: str, plan: str, started_at: datetime, planned: Sequence[PlannedRun]) -> None:
+def open_night(
+    history: History,
+    night_id: str,
+    plan: str,
+    started_at: datetime,
+    planned: Sequence[PlannedRun],
+    purpose: Callable[[PlannedRun], str] = lambda _: PLANNED_RUN,
+) -> None:
     """Enter the night and its planned runs. Doing so again adds the runs that are new and changes nothing else.
 
-    plan: the plan's name. started_at: aware. Raises `HistoryError` when the night is there with another plan.
+    plan: the plan's name. started_at: aware. purpose: what each run is for (see `regress_db.facts`). Raises
+    `HistoryError` when the night is there with another plan.
     """
     if not night_id:
         raise HistoryError("a night needs an id")
@@ -41,6 +50,7 @@ def open_night(history: History, night_id: str, plan: str, started_at: datetime,
                     "run_id": one.run_id,
                     "case_id": case_id(connection, one.case),
                     "repeat": one.repeat,
+                    "purpose": purpose(one),
                 }
                 for one in planned
             ],

@@ -12,11 +12,13 @@ from sqlalchemy import Connection, select
 
 from harness.case import Phase
 from regress_db import lookup
+from regress_db.automatic import pasts
 from regress_db.baselines import Baseline, load_baselines
 from regress_db.environments import Difference, differences, flatten
 from regress_db.facts import facts_of_night
 from regress_db.history import History
 from regress_db.metrics import RUN_VALUE_METRIC
+from regress_db.nightverdict import NO_NUMBER, NightVerdict, SeriesVerdict, stored_verdict
 from regress_db.schema import (
     BASELINE_RUNS,
     BASELINES,
@@ -32,7 +34,7 @@ from regress_db.schema import (
     RUN_VALUES,
     RUNS,
 )
-from regress_db.verdicts import NO_NUMBER, NightVerdict, SeriesVerdict, stored_verdict
+from regress_db.wording import AUTO
 
 PAST_NIGHTS = 60
 """How many nights of a series the report draws, this one included."""
@@ -146,7 +148,14 @@ def gather(history: History, night_id: str) -> NightView:
         facts = facts_of_night(connection, night.id)
         new = [one.number for one in facts if one.number is not None]
         of_baseline = select(BASELINE_RUNS.c.run).where(BASELINE_RUNS.c.baseline_id == night.baseline_id)
-        base = [number for number in connection.execute(of_baseline).scalars() if number not in set(new)]
+        level: dict[tuple[str, str, str], set[int]] = {}
+        if night.against == AUTO:
+            found = pasts(connection, night, {(fact.case, fact.platform) for fact in facts})
+            level = {key: set(past.level) for key, past in found.items()}
+            members = sorted(set().union(*level.values()))
+        else:
+            members = list(connection.execute(of_baseline).scalars())
+        base = [number for number in members if number not in set(new)]
         baselines = [] if night.baseline_id is None else load_baselines(connection, BASELINES.c.id == night.baseline_id)
         hosts = _hosts(connection, [*new, *base])
         values = _values(connection, [*new, *base])
@@ -171,7 +180,12 @@ def gather(history: History, night_id: str) -> NightView:
             _series_view(
                 one,
                 [run for run in runs if run.number in own],
-                [run for run in runs if run.number not in own],
+                [
+                    run
+                    for run in runs
+                    if run.number not in own
+                    and (night.against != AUTO or run.number in level.get((run.case, run.platform, one.phase), ()))
+                ],
                 hosts,
                 past.get((one.case, one.platform_key, one.phase), {}),
                 headlines.get((one.case, one.phase), ""),

@@ -15,8 +15,8 @@ from pathlib import Path
 from regress_db import figures
 from regress_db.errors import HistoryError
 from regress_db.history import History
+from regress_db.nightverdict import NO_NUMBER
 from regress_db.nightview import NightView, gather
-from regress_db.verdicts import NO_NUMBER
 from regress_db.wording import interval, latency, percent, size
 
 SIGNS = {

@@ -1,131 +1,83 @@
-"""What is said of a night: one verdict for each case and phase, kept in the history, and the night's exit code.
+"""Judging: what was planned, what came back and what is known of its past, made into one verdict per case and phase.
 
-`judge_night` gathers what was planned, what came back and what the baseline holds, lets a `Judge` compare them, and
-stores the result; `judge_runs` does the same for any runs and stores nothing (the pytest gate). What gave no number is
-never a pass: one failed or missing run of a case decides both of its phases.
-Next to read: `regress_db.judge` (the comparison), `regress_db.report` (how a night is shown).
+`judge_night` judges a night and stores what it says; `judge_runs` judges any runs and stores nothing (the pytest
+gate). The steps: gather the runs; find what each series is compared with; take out what many series have in common and
+no commit can have done; compare; decide over the whole night; put what moved together into findings; apply waivers.
+What gave no number is never a pass: one failed or missing run of a case decides both of its phases.
+
+Next to read: `regress_db.method.comparing` (the comparison), `regress_db.method.attribution` (whose fault it is),
+`regress_db.automatic` (the past), `regress_db.nightverdict` (what comes out).
 """
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, select
 
 from harness.case import PHASES, Case, Phase
 from regress_db import lookup
-from regress_db.errors import NotFoundError
-from regress_db.facts import RunFacts, facts_of_night, facts_of_runs
+from regress_db.automatic import pasts
+from regress_db.environments import Difference, differences, flatten
+from regress_db.facts import AA, CONFIRMATION, RunFacts, facts_of_night, facts_of_runs
 from regress_db.history import History
-from regress_db.judge import DEFAULT_JUDGE, Comparison, Judge, Judgement
 from regress_db.metrics import BANDWIDTH_METRIC, RUN_VALUE_METRIC
-from regress_db.schema import (
-    BASELINE_RUNS,
-    BASELINES,
-    CASES,
-    NIGHTS,
-    PLATFORMS,
-    VERDICTS,
+from regress_db.nightverdict import (
+    NO_NUMBER,
+    Cause,
+    NightFinding,
+    NightVerdict,
+    SeriesVerdict,
+    Verdict,
+    store,
 )
-from regress_db.wording import sentence_of
+from regress_db.schema import BASELINE_RUNS, ENVIRONMENTS
+from regress_db.waivers import Waiver, waiver_for, why_not
+from regress_db.wording import AUTO, sentence_of
 
-NoNumber = Literal["wrong", "hung", "failed", "missing"]
-Verdict = Literal[Comparison, NoNumber]
-
-WORST_FIRST: tuple[Verdict, ...] = (
-    *("regressed", "wrong", "hung", "failed", "missing"),
-    *("inconclusive", "insufficient", "improved", "unchanged"),
-)
-"""In the order of the exit codes: a regression first, then what has no valid result."""
-
-NO_NUMBER: tuple[NoNumber, ...] = get_args(NoNumber)
+if TYPE_CHECKING:
+    from regress_db.method.attribution import Context, Finding, Shared
+    from regress_db.method.comparing import Comparison, Decision, Runs
 
 Floor = float | Mapping[str, float] | Callable[[Case], float]
 """The smallest relative change worth a verdict: one for all, by case key (`""`: for the others), or a function."""
 
 _DEFAULT_FLOOR = 0.05
+_DEFAULT_CONTROLS = ("torch",)
+_VALUE = RUN_VALUE_METRIC
 
 
 @dataclass(frozen=True, slots=True)
-class SeriesVerdict:
-    """What is said of one case and phase on one platform.
+class Rules:
+    """How a night is judged.
 
-    platform_key: "" where nothing of the case ran at all. effect, low, high, detectable, floor: relative changes of
-    the run value (0.1: ten per cent slower), None where there is none. latency_us, baseline_latency_us: medians over
-    runs of the latency averaged over ranks; bandwidth_gbs: the same of the headline bandwidth per rank, GB = 1e9
-    bytes. new_runs, baseline_runs: ok runs that were compared. sentence: all of it in plain words.
+    floor: see `Floor`. level: the false discovery rate over the night, None for the method's own (one false alarm a
+    month). confirmations: how often a candidate may be measured again before it is believed. controls: backends that
+    do not run the code under test, hence cannot be slowed by a commit. waivers: slowings that are tolerated.
     """
 
-    case: str
-    phase: Phase
-    platform_key: str
-    verdict: Verdict
-    effect: float | None
-    low: float | None
-    high: float | None
-    floor: float
-    detectable: float | None
-    p_value: float | None
-    latency_us: float | None
-    bandwidth_gbs: float | None
-    baseline_latency_us: float | None
-    new_runs: int
-    baseline_runs: int
-    sentence: str
-    warnings: tuple[str, ...] = ()
+    floor: Floor = _DEFAULT_FLOOR
+    level: float | None = None
+    confirmations: int = 0
+    controls: tuple[str, ...] = _DEFAULT_CONTROLS
+    waivers: tuple[Waiver, ...] = ()
 
-    @property
-    def badness(self) -> tuple[int, float]:
-        """Sort key: worst verdict first, then the largest slowing."""
-        return WORST_FIRST.index(self.verdict), -(self.effect or 0.0)
+    def floor_of(self, case: str) -> float:
+        """The floor of this case."""
+        if isinstance(self.floor, Mapping):
+            return self.floor.get(case, self.floor.get("", _DEFAULT_FLOOR))
+        if callable(self.floor):
+            return self.floor(Case.parse(case))
+        return self.floor
 
 
-@dataclass(frozen=True, slots=True)
-class NightVerdict:
-    """What is said of a night; series are worst first. baseline: its name, None where none was used."""
-
-    night: str
-    plan: str
-    baseline: str | None
-    judge: str
-    judged_at: datetime
-    series: tuple[SeriesVerdict, ...]
-
-    def exit_code(self, strict: bool = False) -> int:
-        """1: something regressed; 3: something planned has no valid result; 4: something could not be decided, with
-        `strict` only; 0: none of these. The first that holds, in this order.
-        """
-        return exit_code(self.series, strict)
-
-    @property
-    def headline(self) -> str:
-        """The night in one sentence."""
-        return headline(self.series)
-
-
-def exit_code(series: Sequence[SeriesVerdict], strict: bool = False) -> int:
-    """See `NightVerdict.exit_code`. No series at all is 3: a night without results is not a pass."""
-    verdicts = {one.verdict for one in series}
-    if "regressed" in verdicts:
-        return 1
-    if not series or verdicts.intersection(NO_NUMBER):
-        return 3
-    if strict and verdicts & {"inconclusive", "insufficient"}:
-        return 4
-    return 0
-
-
-def headline(series: Sequence[SeriesVerdict]) -> str:
-    """How many of what, worst first, in one sentence."""
-    if not series:
-        return "Nothing was planned and nothing ran."
-    counts = {verdict: sum(one.verdict == verdict for one in series) for verdict in WORST_FIRST}
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    return f"{len(series)} series: {told}."
+_RULES = Rules()
 
 
 def judge_night(
@@ -133,137 +85,291 @@ def judge_night(
     night_id: str,
     *,
     baseline: str | None,
-    floor: Floor = _DEFAULT_FLOOR,
-    judge: Judge = DEFAULT_JUDGE,
+    rules: Rules = _RULES,
     keep: bool = True,
 ) -> NightVerdict:
     """Judge every planned case of the night (and any other run of it).
 
-    baseline: name of a live baseline; None: everything that ran is `insufficient`. A night's own runs are never their
-    own baseline. keep: store the verdicts as those of the night, in place of earlier ones. Raises `NotFoundError` for
-    an unknown night or baseline.
+    baseline: name of a live baseline; `auto`: each series' own past; None: everything that ran is `insufficient`. A
+    night's own runs are never their own baseline. keep: store the verdicts as those of the night, in place of earlier
+    ones. Raises `NotFoundError` for an unknown night or baseline.
     """
     with history.write() if keep else history.read() as connection:
         night = lookup.night(connection, night_id)
-        base = None if baseline is None else lookup.live_baseline(connection, baseline)
+        base = None if baseline in (None, AUTO) else lookup.live_baseline(connection, str(baseline))
         facts = facts_of_night(connection, night.id)
-        series = _judge(connection, facts, None if base is None else base.id, baseline, floor, judge)
-        judged_at = datetime.now(UTC)
+        of_night = [one for one in facts if one.purpose != AA]
+        known = _automatic(connection, night, of_night) if baseline == AUTO else _named(connection, base, facts)
+        said = _judge(connection, of_night, known, baseline, night.name, rules)
+        halves = _standing_check(facts, rules)
+        verdict = replace(said, plan=night.plan, aa_series=halves and halves[0], aa_alarms=halves and halves[1])
         if keep:
-            _store(connection, night.id, series, None if base is None else base.id, judge.name, judged_at)
-    return NightVerdict(night.name, night.plan, baseline, judge.name, judged_at, series)
+            store(connection, night.id, verdict, None if base is None else base.id)
+    return verdict
 
 
 def judge_runs(
-    history: History,
-    run_ids: Sequence[str],
-    *,
-    baseline: str,
-    floor: Floor = _DEFAULT_FLOOR,
-    judge: Judge = DEFAULT_JUDGE,
+    history: History, run_ids: Sequence[str], *, baseline: str, rules: Rules = _RULES
 ) -> tuple[SeriesVerdict, ...]:
-    """Judge these runs (whole ids) against a baseline, worst first; nothing is stored. A run id the history does not
-    have is a `NotFoundError`: `judge_night` knows what was planned, this does not.
+    """Judge these runs (whole ids) against a named baseline, worst first; nothing is stored. A run id the history does
+    not have is a `NotFoundError`: `judge_night` knows what was planned, this does not.
     """
     with history.read() as connection:
         base = lookup.live_baseline(connection, baseline)
-        numbers = [lookup.run(connection, run_id)[0] for run_id in run_ids]
-        return _judge(connection, facts_of_runs(connection, numbers), base.id, baseline, floor, judge)
+        facts = facts_of_runs(connection, [lookup.run(connection, run_id)[0] for run_id in run_ids])
+        return _judge(connection, facts, _named(connection, base, facts), baseline, "", rules).series
 
 
-def stored_verdict(history: History, night_id: str) -> NightVerdict:
-    """The verdicts that stand for a night. Raises `NotFoundError` where it is unknown or was never judged."""
-    with history.read() as connection:
-        night = lookup.night(connection, night_id)
-        if night.judged_at is None:
-            raise NotFoundError(f"night {night.name} has not been judged yet")
-        baseline = connection.execute(select(BASELINES.c.name).where(BASELINES.c.id == night.baseline_id)).scalar()
-        rows = connection.execute(
-            select(*VERDICTS.c, CASES.c.key, PLATFORMS.c.key.label("platform"))
-            .join(CASES, CASES.c.id == VERDICTS.c.case_id)
-            .outerjoin(PLATFORMS, PLATFORMS.c.id == VERDICTS.c.platform_id)
-            .where(VERDICTS.c.night_id == night.id)
-            .order_by(VERDICTS.c.id)
-        ).all()
-    series = tuple(
-        SeriesVerdict(
-            case=row.key,
-            phase=row.phase,
-            platform_key=row.platform or "",
-            warnings=tuple(row.warnings),
-            **{name: getattr(row, name) for name in _STORED},
-        )
-        for row in rows
-    )
-    return NightVerdict(night.name, night.plan, baseline, night.judge, night.judged_at, series)
+@dataclass(slots=True)
+class _Known:
+    """What one series is compared with: the runs of its level, of earlier levels, and since when the level holds."""
+
+    level: list[RunFacts] = field(default_factory=list)
+    earlier: list[list[RunFacts]] = field(default_factory=list)
+    since: str = ""
 
 
-_STORED = (
-    *("verdict", "effect", "low", "high", "floor", "detectable", "p_value", "latency_us", "bandwidth_gbs"),
-    *("baseline_latency_us", "new_runs", "baseline_runs", "sentence"),
-)
+_Past = Mapping[tuple[str, str, str], _Known]
+"""By case, platform and phase."""
 
 
-def _store(
-    connection: Connection,
-    night: int,
-    series: Sequence[SeriesVerdict],
-    baseline: int | None,
-    judge: str,
-    judged_at: datetime,
-) -> None:
-    connection.execute(delete(VERDICTS).where(VERDICTS.c.night_id == night))
-    cases = _numbers(connection, CASES, {one.case for one in series})
-    platforms = _numbers(connection, PLATFORMS, {one.platform_key for one in series})
-    rows = [
-        {
-            "night_id": night,
-            "case_id": cases[one.case],
-            "platform_id": platforms.get(one.platform_key),
-            "phase": one.phase,
-            "warnings": list(one.warnings),
-            **{name: getattr(one, name) for name in _STORED},
-        }
-        for one in series
-    ]
-    if rows:
-        connection.execute(insert(VERDICTS), rows)
-    connection.execute(
-        update(NIGHTS).where(NIGHTS.c.id == night).values(judged_at=judged_at, judge=judge, baseline_id=baseline)
-    )
+def _named(connection: Connection, base: Any, facts: Sequence[RunFacts]) -> _Past:
+    """The runs of a baseline, less those that are judged."""
+    if base is None:
+        return {}
+    own = {one.number for one in facts}
+    numbers = connection.execute(select(BASELINE_RUNS.c.run).where(BASELINE_RUNS.c.baseline_id == base.id)).scalars()
+    known: dict[tuple[str, str, str], _Known] = defaultdict(_Known)
+    for member in facts_of_runs(connection, sorted(number for number in numbers if number not in own)):
+        for phase in PHASES:
+            if (phase, _VALUE) in member.values:
+                known[member.case, member.platform, phase].level.append(member)
+    return known
 
 
-def _numbers(connection: Connection, table: Table, keys: set[str]) -> dict[str, int]:
+def _automatic(connection: Connection, night: Any, facts: Sequence[RunFacts]) -> _Past:
+    """Each series' own past."""
+    found = pasts(connection, night, {(one.case, one.platform) for one in facts})
+    numbers = {number for past in found.values() for runs in (past.level, *past.earlier) for number in runs}
+    by_number = {one.number: one for one in facts_of_runs(connection, sorted(numbers))}
     return {
-        key: number
-        for key in keys
-        for number in connection.execute(select(table.c.id).where(table.c.key == key)).scalars()
+        key: _Known(
+            level=[by_number[number] for number in past.level],
+            earlier=[[by_number[number] for number in runs] for runs in past.earlier],
+            since=past.since,
+        )
+        for key, past in found.items()
     }
+
+
+@dataclass(slots=True)
+class _Series:
+    """One series on its way to a verdict."""
+
+    case: str
+    platform: str
+    phase: Phase
+    runs: list[RunFacts]
+    known: _Known
+    floor: float
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.case, self.platform, self.phase
+
+    @property
+    def backend(self) -> str:
+        return Case.parse(self.case).backend
+
+    @property
+    def family(self) -> str:
+        """What a commit would move alike, in words."""
+        return f"{self.backend} {Case.parse(self.case).mode} {self.phase}"
+
+    @property
+    def new(self) -> list[RunFacts]:
+        """The runs with a number."""
+        return [run for run in self.runs if (self.phase, _VALUE) in run.values]
+
+    def values(self, runs: Iterable[RunFacts]) -> list[float]:
+        """The run values of these runs, in µs."""
+        return [run.values[self.phase, _VALUE] for run in runs]
 
 
 def _judge(
     connection: Connection,
     facts: Sequence[RunFacts],
-    baseline_id: int | None,
+    known: _Past,
     baseline: str | None,
-    floor: Floor,
-    judge: Judge,
-) -> tuple[SeriesVerdict, ...]:
-    own = {one.number for one in facts}
-    members: dict[tuple[str, str], list[RunFacts]] = {}
-    if baseline_id is not None:
-        of_baseline = select(BASELINE_RUNS.c.run).where(BASELINE_RUNS.c.baseline_id == baseline_id)
-        numbers = connection.execute(of_baseline).scalars()
-        for member in facts_of_runs(connection, sorted(number for number in numbers if number not in own)):
-            members.setdefault((member.case, member.platform), []).append(member)
-    series = [
-        _judge_series(
-            case, platform, phase, runs, members.get((case, platform), ()), baseline, _floor_of(floor, case), judge
-        )
+    night: str,
+    rules: Rules,
+) -> NightVerdict:
+    from regress_db.method.attribution import Changed, group
+    from regress_db.method.comparing import DEFAULT_LEVEL, METHOD, decide, is_candidate
+
+    level = DEFAULT_LEVEL if rules.level is None else rules.level
+    all_series = [
+        _Series(case, platform, phase, runs, known.get((case, platform, phase), _Known()), rules.floor_of(case))
         for (case, platform), runs in _groups(facts).items()
         for phase in PHASES
     ]
-    return tuple(sorted(series, key=lambda one: (*one.badness, one.case, PHASES.index(one.phase), one.platform_key)))
+    comparable = [one for one in all_series if one.new]
+    context = _context(connection, comparable, night)
+    shared = _shared(comparable, context, rules)
+    comparisons = _compare(comparable, shared, rules, level)
+    decisions = decide(comparisons, level)
+    of_series = {
+        one.key: (comparison, decision)
+        for one, comparison, decision in zip(comparable, comparisons, decisions, strict=True)
+    }
+    changed = [
+        Changed(one.key, one.family, found.effect, found.low, found.high, one.backend not in rules.controls)
+        for one, found, decision in zip(comparable, comparisons, decisions, strict=True)
+        if decision.verdict in ("regressed", "improved")
+        if found.effect is not None and found.low is not None and found.high is not None
+    ]
+    code, numbers = group(changed, context, len(shared.findings) + 1, shared.witness)
+    findings = {finding.number: finding for finding in (*shared.findings, *code)}
+    whose = {key: finding.number for finding in shared.findings for key in finding.series} | dict(numbers)
+    said = [
+        _say(one, of_series.get(one.key), is_candidate, shared, findings.get(whose.get(one.key, 0)), baseline, rules)
+        for one in all_series
+    ]
+    said.sort(key=lambda one: (*one.badness, one.case, PHASES.index(one.phase), one.platform_key))
+    return NightVerdict(
+        night=night,
+        plan="",
+        baseline=baseline,
+        judge=METHOD,
+        judged_at=datetime.now(UTC),
+        series=tuple(said),
+        findings=tuple(_kept(finding) for finding in findings.values()),
+        level=level,
+    )
+
+
+def _compare(series: Sequence[_Series], shared: Shared, rules: Rules, level: float) -> list[Comparison]:
+    from regress_db.method.comparing import compare, platform_prior
+
+    by_platform: dict[str, list[_Series]] = defaultdict(list)
+    for one in series:
+        by_platform[one.platform].append(one)
+    priors = {
+        platform: platform_prior([_runs(one, one.known.level) for one in members if one.known.level])
+        for platform, members in by_platform.items()
+    }
+    return [
+        compare(
+            _runs(one, one.new, shared.removed_runs.get(one.key)),
+            _runs(one, one.known.level),
+            floor=one.floor,
+            prior=priors[one.platform],
+            earlier=[_runs(one, segment) for segment in one.known.earlier],
+            confirmations=rules.confirmations,
+            level=level,
+        )
+        for one in series
+    ]
+
+
+def _runs(one: _Series, runs: Sequence[RunFacts], removed: Sequence[float] | None = None) -> Runs:
+    """What is compared. removed: log change to take out of each run, None for nothing."""
+    from regress_db.method.comparing import Runs
+
+    values = one.values(runs)
+    if removed is not None:
+        values = [value * math.exp(-change) for value, change in zip(values, removed, strict=True)]
+    return Runs(tuple(values), tuple(run.night for run in runs))
+
+
+def _standing_check(facts: Sequence[RunFacts], rules: Rules) -> tuple[int, int] | None:
+    """How many series the two halves of an A/A night could be compared in, and in how many they differed."""
+    if not any(one.purpose == AA for one in facts):
+        return None
+    from regress_db.method.comparing import DEFAULT_LEVEL, decide
+
+    first: dict[tuple[str, str], list[RunFacts]] = defaultdict(list)
+    again: dict[tuple[str, str], list[RunFacts]] = defaultdict(list)
+    for one in facts:
+        if one.outcome == "ok" and one.purpose != CONFIRMATION:
+            (again if one.purpose == AA else first)[one.case, one.platform].append(one)
+    series = [
+        _Series(case, platform, phase, runs, _Known(level=first[case, platform]), rules.floor_of(case))
+        for (case, platform), runs in again.items()
+        for phase in PHASES
+        if first[case, platform]
+    ]
+    level = DEFAULT_LEVEL if rules.level is None else rules.level
+    decisions = decide(_compare(series, _nothing_shared(), rules, level), level)
+    told = [decision.verdict for decision in decisions if decision.verdict != "insufficient"]
+    return len(told), sum(verdict in ("regressed", "improved") for verdict in told)
+
+
+def _nothing_shared() -> Shared:
+    from regress_db.method.attribution import Shared
+
+    return Shared(removed={}, findings=())
+
+
+def _shared(series: Sequence[_Series], context: Context, rules: Rules) -> Shared:
+    """What the series have in common tonight."""
+    from regress_db.method.attribution import RunShift, SeriesShift, shared_shifts
+
+    shifts = []
+    for one in series:
+        base = [math.log(value) for value in one.values(one.known.level)]
+        if len(base) < 2:
+            continue
+        centre = statistics.median(base)
+        shifts.append(
+            SeriesShift(
+                series=one.key,
+                under_test=one.backend not in rules.controls,
+                label=one.family,
+                runs=tuple(
+                    RunShift(math.log(run.values[one.phase, _VALUE]) - centre, run.hosts, run.allocation, run.run_id)
+                    for run in one.new
+                ),
+                sd=statistics.stdev(base),
+                stratum=f"{one.family} on {Case.parse(one.case).ranks} ranks",
+                baseline_runs=len(base),
+            )
+        )
+    return shared_shifts(shifts, context)
+
+
+def _context(connection: Connection, series: Sequence[_Series], night: str) -> Context:
+    """What may explain a change of the whole night: the commit, the environment, the cluster."""
+    from regress_db.method.attribution import Context
+
+    new = Counter(run.environment for one in series for run in one.new)
+    base = Counter(run.environment for one in series for run in one.known.level)
+    before, after = (_usual(connection, counts) for counts in (base, new))
+    clusters = Counter(run.cluster for one in series for run in one.new)
+    changes: tuple[Difference, ...] = ()
+    if before and after:
+        changes = tuple(one for one in differences(before, after) if not one.name.startswith("code."))
+    return Context(
+        commit_before=_commit(before),
+        commit_after=_commit(after),
+        environment_changes=changes,
+        cluster=clusters.most_common(1)[0][0] if clusters else "",
+        night=night,
+    )
+
+
+def _commit(environment: Mapping[str, str]) -> str:
+    """The commit that was measured, "" where it is not known or was changed without one."""
+    clean = environment.get("code.dirty") not in ("yes", "unknown")
+    return environment.get("code.commit", "") if clean else ""
+
+
+def _usual(connection: Connection, counts: Counter[int]) -> dict[str, str]:
+    """The environment most runs had, flat; empty where there is no run."""
+    if not counts:
+        return {}
+    number = counts.most_common(1)[0][0]
+    return flatten(connection.execute(select(ENVIRONMENTS.c.content).where(ENVIRONMENTS.c.id == number)).scalar_one())
 
 
 def _groups(facts: Sequence[RunFacts]) -> dict[tuple[str, str], list[RunFacts]]:
@@ -291,73 +397,88 @@ def _groups(facts: Sequence[RunFacts]) -> dict[tuple[str, str], list[RunFacts]]:
     return groups
 
 
-def _floor_of(floor: Floor, case: str) -> float:
-    if isinstance(floor, Mapping):
-        return floor.get(case, floor.get("", _DEFAULT_FLOOR))
-    if callable(floor):
-        return floor(Case.parse(case))
-    return floor
-
-
-def _judge_series(
-    case: str,
-    platform: str,
-    phase: Phase,
-    runs: Sequence[RunFacts],
-    members: Sequence[RunFacts],
+def _say(
+    one: _Series,
+    found: tuple[Comparison, Decision] | None,
+    is_candidate: Callable[[Comparison], bool],
+    shared: Shared,
+    finding: Finding | None,
     baseline: str | None,
-    floor: float,
-    judge: Judge,
+    rules: Rules,
 ) -> SeriesVerdict:
-    new = [run.values for run in runs if (phase, RUN_VALUE_METRIC) in run.values]
-    old = [member.values for member in members if (phase, RUN_VALUE_METRIC) in member.values]
-    judgement = Judgement("insufficient", None, None, None, None, None, "none")
-    if new:
-        of_new, of_old = ([values[phase, RUN_VALUE_METRIC] for values in group] for group in (new, old))
-        judgement = judge.judge(of_new, of_old, floor)
-    bad = [run for run in runs if run.outcome != "ok"]
-    silent = sum(run.outcome == "ok" and (phase, RUN_VALUE_METRIC) not in run.values for run in runs)
-    verdict: Verdict = judgement.verdict
+    comparison, decision = found or (None, None)
+    new, old = one.new, one.known.level
+    bad = [run for run in one.runs if run.outcome != "ok"]
+    silent = sum(run.outcome == "ok" and (one.phase, _VALUE) not in run.values for run in one.runs)
+    verdict: Verdict = "insufficient" if decision is None else decision.verdict
     if bad or silent:
         verdict = next((kind for kind in NO_NUMBER if any(run.outcome == kind for run in bad)), "missing")
     alike = [run for run in bad if run.outcome == verdict]
-    latency_us = _median(new, phase, "latency_us")
-    baseline_latency_us = _median(old, phase, "latency_us")
-    return SeriesVerdict(
-        case=case,
-        phase=phase,
-        platform_key=platform,
+    waiver, note = "", ""
+    if verdict == "regressed" and comparison is not None and comparison.effect is not None:
+        today = datetime.now(UTC).date()
+        asked = (rules.waivers, one.case, one.phase, one.platform, comparison.effect, today)
+        covering = waiver_for(*asked)
+        waiver = "" if covering is None else covering.words
+        note = "" if covering else why_not(*asked)
+    taken_out = shared.removed.get(one.key, 0.0)
+    cause: Cause | None = None
+    if finding is not None and (verdict in ("regressed", "improved") or taken_out):
+        cause = finding.cause
+    said = SeriesVerdict(
+        case=one.case,
+        phase=one.phase,
+        platform_key=one.platform,
         verdict=verdict,
-        effect=judgement.effect,
-        low=judgement.low,
-        high=judgement.high,
-        floor=floor,
-        detectable=judgement.detectable,
-        p_value=judgement.p_value,
-        latency_us=latency_us,
-        bandwidth_gbs=_median(new, phase, BANDWIDTH_METRIC),
-        baseline_latency_us=baseline_latency_us,
+        effect=None if comparison is None else comparison.effect,
+        low=None if comparison is None else comparison.low,
+        high=None if comparison is None else comparison.high,
+        floor=one.floor,
+        noise_floor=None if comparison is None else comparison.noise_floor,
+        detectable=None if comparison is None else comparison.detectable,
+        runs_needed=None if comparison is None else comparison.runs_needed,
+        p_value=None if comparison is None else comparison.p_value,
+        shared=math.expm1(taken_out) if taken_out else None,
+        latency_us=_median(new, one.phase, "latency_us"),
+        bandwidth_gbs=_median(new, one.phase, BANDWIDTH_METRIC),
+        baseline_latency_us=_median(old, one.phase, "latency_us"),
         new_runs=len(new),
+        confirmations=sum(run.purpose == CONFIRMATION for run in new),
         baseline_runs=len(old),
-        sentence=sentence_of(
-            case=case,
-            phase=phase,
-            verdict=verdict,
-            judgement=judgement,
-            floor=floor,
-            latency_us=latency_us,
-            baseline_latency_us=baseline_latency_us,
-            new_runs=len(new),
-            baseline_runs=len(old),
-            planned_runs=len(runs),
-            bad_runs=len(alike) + silent * (verdict == "missing"),
-            baseline=baseline,
-            reason=next((run.why for run in alike if run.why), ""),
-        ),
-        warnings=judgement.warnings,
+        baseline_first=old[0].run_id if old else None,
+        baseline_last=old[-1].run_id if old else None,
+        sentence="",
+        cause=cause,
+        finding=None if cause is None or finding is None else finding.number,
+        waiver=waiver,
+        warnings=(*(comparison.warnings if comparison else ()), *((note,) if note else ())),
+        candidate=comparison is not None and not bad and not silent and is_candidate(comparison),
     )
+    sentence = sentence_of(
+        said,
+        baseline=baseline,
+        since=one.known.since,
+        planned_runs=len(one.runs),
+        bad_runs=len(alike) + silent * (verdict == "missing"),
+        reason=next((run.why for run in alike if run.why), ""),
+        blamed=finding.subject if finding is not None and cause is not None else "",
+    )
+    return replace(said, sentence=sentence)
 
 
-def _median(group: Sequence[Mapping[tuple[str, str], float]], phase: str, metric: str) -> float | None:
-    values = [values[phase, metric] for values in group if (phase, metric) in values]
+def _median(runs: Sequence[RunFacts], phase: str, metric: str) -> float | None:
+    values = [run.values[phase, metric] for run in runs if (phase, metric) in run.values]
     return statistics.median(values) if values else None
+
+
+def _kept(finding: Finding) -> NightFinding:
+    return NightFinding(
+        number=finding.number,
+        cause=finding.cause,
+        subject=finding.subject,
+        effect=finding.effect,
+        low=finding.low,
+        high=finding.high,
+        series=len(finding.series),
+        sentence=finding.sentence,
+    )

@@ -5,7 +5,13 @@ Pure. Called by `regress_db.verdicts`; the formats of single numbers are used by
 
 from __future__ import annotations
 
-from regress_db.judge import Judgement
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from regress_db.nightverdict import SeriesVerdict
+
+AUTO = "auto"
+"""In place of a baseline's name: each series is judged against its own past, since the last accepted change."""
 
 
 def percent(change: float) -> str:
@@ -40,48 +46,73 @@ def runs(count: int) -> str:
 
 
 def sentence_of(
+    said: SeriesVerdict,
     *,
-    case: str,
-    phase: str,
-    verdict: str,
-    judgement: Judgement,
-    floor: float,
-    latency_us: float | None,
-    baseline_latency_us: float | None,
-    new_runs: int,
-    baseline_runs: int,
+    baseline: str | None,
+    since: str,
     planned_runs: int,
     bad_runs: int,
-    baseline: str | None,
     reason: str,
+    blamed: str,
 ) -> str:
-    """The verdict on one series in words. `reason`: of a run that gave no number, "" where none is known."""
-    subject = f"{phase} of {case}"
-    if verdict in {"wrong", "hung", "failed", "missing"}:
-        return f"{subject} {_no_number(verdict, bad_runs, planned_runs, reason)}"
-    measured = "" if latency_us is None else f" ({latency(latency_us)}, {runs(new_runs)})"
-    if verdict == "insufficient":
+    """The verdict on one series in words.
+
+    since: from when on its own past is its baseline, "" where that has no beginning. reason: of a run that gave no
+    number; blamed: what its cause names; each "" where there is none.
+    """
+    subject = f"{said.phase} of {said.case}"
+    if said.verdict in {"wrong", "hung", "failed", "missing"}:
+        return f"{subject} {_no_number(said.verdict, bad_runs, planned_runs, reason)}"
+    measured = "" if said.latency_us is None else f" ({latency(said.latency_us)}, {runs(said.new_runs)})"
+    own = baseline == AUTO
+    if said.verdict == "insufficient":
         if baseline is None:
             return f"{subject} was measured{measured} but there is no baseline to judge it by."
-        return (
-            f"{subject} was measured{measured} but baseline {baseline!r} has {runs(baseline_runs)} of it, too few to "
-            "say anything."
-        )
+        whose = "its own past" if own else f"baseline {baseline!r}"
+        held = runs(said.baseline_runs)
+        return f"{subject} was measured{measured} but {whose} has {held} of it, too few to say anything."
+    confirmed = f", {said.confirmations} of them re-runs" if said.confirmations else ""
+    whose = f"of its own past{f' {since}' if since else ''}" if own else f"of baseline {baseline!r}"
+    common = f", {percent(said.shared)} that it has in common with others taken out" if said.shared else ""
     compared = (
-        f"{latency(latency_us or 0.0)} against {latency(baseline_latency_us or 0.0)}; run medians "
-        f"{percent(judgement.effect or 0.0)}, interval {interval(judgement.low or 0.0, judgement.high or 0.0)}; "
-        f"{runs(new_runs)} against {baseline_runs} of baseline {baseline!r}"
+        f"{latency(said.latency_us or 0.0)} against {latency(said.baseline_latency_us or 0.0)}; run medians "
+        f"{percent(said.effect or 0.0)}, interval {interval(said.low or 0.0, said.high or 0.0)}{common}; "
+        f"{runs(said.new_runs)}{confirmed} against {said.baseline_runs} {whose}"
     )
-    seen = f"a slowing of {size(judgement.detectable or 0.0)} or more would most likely have been seen"
-    match verdict:
+    counts = _what_counts(said)
+    match said.verdict:
         case "regressed":
-            return f"{subject} got slower: {compared}; the smallest change that counts is {size(floor)}."
+            why = f"; put down to {_cause(said, blamed)}" if said.cause else ""
+            waived = f"; {said.waiver}" if said.waiver else ""
+            return f"{subject} got slower: {compared}; {counts}{why}{waived}."
         case "improved":
             return f"{subject} got faster: {compared}."
         case "unchanged":
-            return f"{subject} is unchanged: {compared}; {seen}."
+            return f"{subject} is unchanged: {compared}; {_seen(said)}."
         case _:
-            return f"{subject} cannot be decided: {compared}; the smallest change that counts is {size(floor)}; {seen}."
+            return f"{subject} cannot be decided: {compared}; {counts}; {_seen(said)}."
+
+
+def _what_counts(said: SeriesVerdict) -> str:
+    """The floor that was used, and where it comes from."""
+    if said.noise_floor is not None and said.noise_floor > said.floor:
+        return f"the smallest change that counts is {size(said.noise_floor)}, for its noise (asked: {size(said.floor)})"
+    return f"the smallest change that counts is {size(said.floor)}"
+
+
+def _seen(said: SeriesVerdict) -> str:
+    """What could have been seen, and what would see the floor."""
+    seen = f"a slowing of {size(said.detectable or 0.0)} or more would most likely have been seen"
+    if said.runs_needed is None:
+        return f"{seen}; more runs a night would not see {size(said.floor)}, a longer baseline might"
+    if said.runs_needed:
+        return f"{seen}; {runs(said.runs_needed)} more would see {size(said.floor)}"
+    return seen
+
+
+def _cause(said: SeriesVerdict, blamed: str) -> str:
+    names = {"code": "the code", "night": "the night", "node": "a node", "environment": "the environment"}
+    return f"{names[said.cause or 'code']}{f', {blamed}' if blamed else ''}"
 
 
 def _no_number(verdict: str, bad: int, planned: int, reason: str) -> str:

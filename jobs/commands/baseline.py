@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _who_and_why(command: Command) -> Command:
-    """`--who` and `--why`: a baseline never changes without a name and a reason."""
-    command = click.option("--why", required=True, help="The reason; kept in the history.")(command)
-    return click.option("--who", default=_user, help="Who does this. Default: the user's name.")(command)
+def who_and_why(required: bool = True) -> Callable[[Command], Command]:
+    """`--who` and `--why`: what is normal never changes without a name and a reason."""
+
+    def add(command: Command) -> Command:
+        command = click.option("--why", required=required, help="The reason; kept in the history.")(command)
+        return click.option("--who", default=_user, help="Who does this. Default: the user's name.")(command)
+
+    return add
 
 
 def _user() -> str:
@@ -62,7 +66,7 @@ def baseline() -> None:
 @click.option("--run", "runs", multiple=True, metavar="RUN", help="Take this run (the head of its id will do); repeat.")
 @click.option("--latest", type=int, metavar="N", help="Take the latest N ok runs of each series.")
 @click.option("--replace", is_flag=True, help="Retire the baseline that has the name now.")
-@_who_and_why
+@who_and_why()
 @history_option
 def set_(
     name: str,
@@ -127,7 +131,7 @@ def show_(name: str, db: str | None, form: Format) -> None:
 
 @baseline.command()
 @click.argument("name")
-@_who_and_why
+@who_and_why()
 @history_option
 def retire(name: str, who: str, why: str, db: str | None) -> None:
     """Retire the baseline NAME: it stays in the history, and nothing is judged against it any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from jobs.options import format_options, history_option, spool_option
 from jobs.tables import Format, as_json, as_objects, say, show
+from regress_db.wording import AUTO
 
 if TYPE_CHECKING:
     from jobs.judging import Judged
@@ -51,17 +53,24 @@ def nightly(
     plan = load(file)
 
     from jobs.busy import warn_if_busy
-    from jobs.judging import SERIES_COLUMNS, judge_planned
+    from jobs.judging import SERIES_COLUMNS, cases_to_confirm, judge_planned, rules_of
     from jobs.nightly import measure_night
     from jobs.places import open_history, spool_folder
     from jobs.progress import progress
 
     with open_history(db, plan, create=True) as history:
         _check_baseline(history, plan, baseline)
+        rules_of(history, plan)
         warn_if_busy()
-        total = len(plan.cases) * plan.measure.repeats
+        total = len(plan.cases) * plan.runs_of_a_case
         with progress(total, plan.name) as update:
-            night = measure_night(plan, history, spool_folder(spool, plan), update).night
+            night = measure_night(
+                plan,
+                history,
+                spool_folder(spool, plan),
+                update,
+                lambda night: cases_to_confirm(history, plan, night, baseline),
+            ).night
         judged = judge_planned(history, plan, night, baseline=baseline, strict=strict)
         written = None if no_report else _report(history, plan, night, report_path)
     if form == "json":
@@ -70,7 +79,7 @@ def nightly(
         show(judged.verdict.series, SERIES_COLUMNS, form)
     if form == "table":
         for one in judged.told_in_words:
-            say(f"\n{one.sentence}")
+            say(f"\n{one}")
         say(f"\n{judged.summary}")
         if judged.told_in_words:
             say(f"logs: {Path(plan.plan.jobs) / night}")
@@ -84,7 +93,7 @@ def _check_baseline(history: History, plan: Plan, baseline: str | None) -> None:
     from regress_db.baselines import show_baseline
 
     name = baseline or (plan.baseline_name if plan.baseline.policy == "named" else None)
-    if name is not None:
+    if name is not None and name != AUTO:
         show_baseline(history, name)
 
 
@@ -114,6 +123,10 @@ def _head(judged: Judged, report: Path | None) -> dict[str, object]:
         "baseline_made": judged.baseline_made,
         "judge": verdict.judge,
         "headline": verdict.headline,
+        "level": verdict.level,
+        "aa_series": verdict.aa_series,
+        "aa_alarms": verdict.aa_alarms,
+        "findings": [dataclasses.asdict(finding) for finding in verdict.findings],
         "exit_code": judged.exit_code,
         "report": None if report is None else str(report),
     }

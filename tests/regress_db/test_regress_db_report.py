@@ -15,8 +15,9 @@ from regress_db.baselines import retire_baseline, set_baseline
 from regress_db.errors import HistoryError, NotFoundError
 from regress_db.ingest import collect
 from regress_db.nights import close_night, open_night
+from regress_db.nightverdict import WORST_FIRST
 from regress_db.report import SIGNS, write_report
-from regress_db.verdicts import WORST_FIRST, judge_night
+from regress_db.verdicts import Rules, judge_night
 
 EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -77,7 +78,7 @@ def page_of(history, night, tmp_path, **options):
 
 
 def test_a_clean_night_says_so_and_the_file_needs_nothing_else(two_nights, tmp_path):
-    judge_night(two_nights, "second", baseline="main", floor=0.1)
+    judge_night(two_nights, "second", baseline="main", rules=Rules(floor=0.1))
     page = page_of(two_nights, "second", tmp_path, command="epwatch nightly plan.toml")
     assert page.open == []
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
@@ -101,10 +102,12 @@ def test_a_clean_night_says_so_and_the_file_needs_nothing_else(two_nights, tmp_p
 def test_a_regression_and_what_changed_with_it_are_on_the_page(two_nights, spool, tmp_path):
     changed = environment(torch="2.14.0")
     measure(two_nights, spool, "third", 2, lambda **fields: ok_record(combine_us=300.0, env=changed, **fields))
-    verdict = judge_night(two_nights, "third", baseline="main", floor=0.1)
+    verdict = judge_night(two_nights, "third", baseline="main", rules=Rules(floor=0.1))
     page = page_of(two_nights, "third", tmp_path)
     assert "1 of 2 series got slower." in page.text
-    assert verdict.series[0].sentence in page.text
+    (finding,) = verdict.findings
+    assert f"#1 {finding.sentence}" in page.text
+    assert "torch 2.13.0 to 2.14.0" in finding.sentence
     assert "▲regressed" in page.text
     assert re.search(r"versions\.torch\s*2\.13\.0\s*2\.14\.0", page.text)
     assert page.tags.count("svg") == 2 * 3
@@ -194,7 +197,7 @@ def test_many_cases_are_folded_but_what_is_bad_stays_open(history, spool, tmp_pa
         collect(history, spool)
         open_night(history, name, "nightly", START + timedelta(days=day), [])
     set_baseline(history, "main", night="first", who="ada", why="first")
-    judge_night(history, "second", baseline="main", floor=0.1)
+    judge_night(history, "second", baseline="main", rules=Rules(floor=0.1))
     page = page_of(history, "second", tmp_path)
     assert [name for name, _ in page.attributes].count("open") == 1
 

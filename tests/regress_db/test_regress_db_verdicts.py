@@ -1,52 +1,24 @@
 """Nights, baselines and verdicts: what is said of what came back, and of what did not."""
 
-import zlib
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
+from nights_of_records import planned_runs, run_night
 from synthetic_records import CASE, PLATFORM, START, failed_record, ok_record
 
 from harness import record as records
 from harness.case import Case
-from harness.record import PlannedRun, new_run_id
 from regress_db.baselines import list_baselines, retire_baseline, set_baseline, show_baseline
 from regress_db.errors import BaselineError, HistoryError, NotFoundError
 from regress_db.ingest import collect
-from regress_db.judge import Judgement
 from regress_db.nights import close_night, open_night
+from regress_db.nightverdict import exit_code, headline, stored_verdict
 from regress_db.queries import nights
-from regress_db.verdicts import exit_code, headline, judge_night, judge_runs, stored_verdict
+from regress_db.verdicts import Rules, judge_night, judge_runs
 
 OTHER = Case(backend="torch", mode="ll", ranks=2, tokens=32, hidden=256, topk=4, experts=8)
 WHO = {"who": "ada", "why": "release 1.0"}
-
-
-def plan(night, case=CASE, repeats=5):
-    return [PlannedRun(run_id=new_run_id(), case=case, night=night, repeat=repeat) for repeat in range(repeats)]
-
-
-def run_night(history, spool, name, planned=None, *, bad=None, started=START, **latencies):
-    """Open a night, measure its planned runs (all but those that `bad` says), collect, close."""
-    planned = plan(name) if planned is None else planned
-    open_night(history, name, "nightly", started, planned)
-    for index, one in enumerate(planned):
-        outcome = (bad or {}).get(index, "ok")
-        shared = {
-            "case": one.case,
-            "run_id": one.run_id,
-            "night": name,
-            "repeat": one.repeat,
-            "started": started + timedelta(minutes=index),
-            "seed": zlib.crc32(f"{name} {index}".encode()),
-        }
-        if outcome == "ok":
-            records.write(ok_record(**shared, **latencies), spool)
-        elif outcome != "missing":
-            records.write(failed_record(outcome, f"it {outcome}", **shared), spool)
-    collect(history, spool)
-    close_night(history, name)
-    return planned
 
 
 def by_phase(verdict):
@@ -65,7 +37,7 @@ def based(history, spool):
 
 
 def test_a_night_is_entered_once_however_often_it_is_opened(history):
-    planned = plan("n")
+    planned = planned_runs("n")
     for part in (planned[:2], planned, planned):
         open_night(history, "n", "nightly", START, part)
     (line,) = nights(history)
@@ -75,7 +47,7 @@ def test_a_night_is_entered_once_however_often_it_is_opened(history):
 
 
 def test_a_night_whose_records_arrive_first_is_completed_when_it_is_opened(history, spool):
-    planned = plan("n", repeats=1)
+    planned = planned_runs("n", repeats=1)
     records.write(ok_record(run_id=planned[0].run_id, night="n"), spool)
     collect(history, spool)
     open_night(history, "n", "nightly", START, planned)
@@ -98,7 +70,7 @@ def test_a_night_that_was_never_opened_cannot_be_closed_or_judged(based):
 
 def test_a_night_like_the_baseline_is_unchanged_and_exits_0(based, spool):
     run_night(based, spool, "second")
-    verdict = judge_night(based, "second", baseline="main", floor=0.1)
+    verdict = judge_night(based, "second", baseline="main", rules=Rules(floor=0.1))
     assert {one.verdict for one in verdict.series} == {"unchanged"}
     assert verdict.exit_code(strict=True) == 0
     assert verdict.headline == "2 series: 2 unchanged."
@@ -111,7 +83,7 @@ def test_a_night_like_the_baseline_is_unchanged_and_exits_0(based, spool):
 
 def test_a_slower_combine_is_named_and_nothing_else(based, spool):
     run_night(based, spool, "second", combine_us=260.0)
-    verdict = judge_night(based, "second", baseline="main", floor=0.1)
+    verdict = judge_night(based, "second", baseline="main", rules=Rules(floor=0.1))
     assert {phase: one.verdict for phase, one in by_phase(verdict).items()} == {
         "combine": "regressed",
         "dispatch": "unchanged",
@@ -127,7 +99,7 @@ def test_a_slower_combine_is_named_and_nothing_else(based, spool):
 
 def test_a_faster_night_improves_and_never_fails(based, spool):
     run_night(based, spool, "second", dispatch_us=50.0, combine_us=100.0)
-    verdict = judge_night(based, "second", baseline="main", floor=0.1)
+    verdict = judge_night(based, "second", baseline="main", rules=Rules(floor=0.1))
     assert {one.verdict for one in verdict.series} == {"improved"}
     assert verdict.exit_code(strict=True) == 0
 
@@ -135,7 +107,7 @@ def test_a_faster_night_improves_and_never_fails(based, spool):
 @pytest.mark.parametrize("outcome", ["failed", "wrong", "hung", "missing"])
 def test_one_run_without_a_number_among_five_decides_both_phases(based, spool, outcome):
     run_night(based, spool, "second", bad={2: outcome})
-    verdict = judge_night(based, "second", baseline="main", floor=0.1)
+    verdict = judge_night(based, "second", baseline="main", rules=Rules(floor=0.1))
     assert {one.verdict for one in verdict.series} == {outcome}
     assert verdict.exit_code() == 3
     assert all("1 of its 5 runs" in one.sentence for one in verdict.series)
@@ -158,8 +130,15 @@ def test_a_night_of_which_nothing_came_back_is_missing(based, spool):
 
 
 def test_a_regression_outranks_a_failure_in_the_exit_code(based, spool):
-    run_night(based, spool, "second", [*plan("second"), *plan("second", OTHER)], bad={7: "failed"}, combine_us=300.0)
-    verdict = judge_night(based, "second", baseline="main", floor=0.1)
+    run_night(
+        based,
+        spool,
+        "second",
+        [*planned_runs("second"), *planned_runs("second", OTHER)],
+        bad={7: "failed"},
+        combine_us=300.0,
+    )
+    verdict = judge_night(based, "second", baseline="main", rules=Rules(floor=0.1))
     assert {one.verdict for one in verdict.series} == {"failed", "regressed", "unchanged"}
     assert [one.verdict for one in verdict.series] == ["regressed", "failed", "failed", "unchanged"]
     assert verdict.exit_code() == 1
@@ -187,7 +166,7 @@ def test_a_night_is_never_its_own_baseline(based):
 
 
 def test_a_case_the_baseline_does_not_hold_is_insufficient(based, spool):
-    run_night(based, spool, "second", plan("second", OTHER))
+    run_night(based, spool, "second", planned_runs("second", OTHER))
     verdict = judge_night(based, "second", baseline="main")
     assert {one.verdict for one in verdict.series} == {"insufficient"}
     assert "has 0 runs of it" in verdict.series[0].sentence
@@ -195,7 +174,7 @@ def test_a_case_the_baseline_does_not_hold_is_insufficient(based, spool):
 
 def test_platforms_are_never_mixed(based, spool):
     elsewhere = msgspec.structs.replace(PLATFORM, device_model="Another CPU")
-    planned = plan("second")
+    planned = planned_runs("second")
     run_night(based, spool, "second", planned[:4], platform=elsewhere)
     open_night(based, "second", "nightly", START, planned)
     verdict = judge_night(based, "second", baseline="main")
@@ -206,7 +185,7 @@ def test_platforms_are_never_mixed(based, spool):
 
 def test_a_failure_recorded_by_another_process_still_counts_against_the_case(based, spool):
     """Whoever finds a job dead may describe the machine otherwise than the ranks did."""
-    planned = plan("second")
+    planned = planned_runs("second")
     run_night(based, spool, "second", planned, bad={4: "missing"})
     found_dead = msgspec.structs.replace(PLATFORM, devices_per_node=1)
     records.write(failed_record("hung", run_id=planned[4].run_id, night="second", platform=found_dead), spool)
@@ -230,44 +209,31 @@ def test_each_case_may_have_its_own_floor(based, spool):
         ({"another": 0.5, "": 0.1}, "regressed"),
         (lambda case: 0.5 if case.mode == "ll" else 0.1, "unchanged"),
     ):
-        found = by_phase(judge_night(based, "second", baseline="main", floor=floor))["combine"]
+        found = by_phase(judge_night(based, "second", baseline="main", rules=Rules(floor=floor)))["combine"]
         assert found.verdict == wanted
 
 
 def test_judging_again_replaces_what_was_said(based, spool):
     run_night(based, spool, "second", combine_us=260.0)
-    judge_night(based, "second", baseline="main", floor=0.1)
-    again = judge_night(based, "second", baseline="main", floor=0.9)
+    judge_night(based, "second", baseline="main", rules=Rules(floor=0.1))
+    again = judge_night(based, "second", baseline="main", rules=Rules(floor=0.9))
     assert stored_verdict(based, "second") == again
     assert len(stored_verdict(based, "latest").series) == 2
 
 
 def test_a_verdict_asked_for_with_other_floors_can_leave_the_standing_one_alone(based, spool):
     run_night(based, spool, "second")
-    standing = judge_night(based, "second", baseline="main", floor=0.05)
-    asked = judge_night(based, "second", baseline="main", floor=0.5, keep=False)
+    standing = judge_night(based, "second", baseline="main", rules=Rules(floor=0.05))
+    asked = judge_night(based, "second", baseline="main", rules=Rules(floor=0.5), keep=False)
     assert {one.floor for one in asked.series} == {0.5}
     assert stored_verdict(based, "second") == standing
 
 
-def test_the_method_is_one_replaceable_value(based, spool):
-    class Pessimist:
-        name = "pessimist"
-
-        def judge(self, new_us, baseline_us, floor):
-            return Judgement("regressed", 0.5, 0.4, 0.6, floor, 0.001, "gloom")
-
-    run_night(based, spool, "second")
-    verdict = judge_night(based, "second", baseline="main", judge=Pessimist())
-    assert verdict.exit_code() == 1
-    assert stored_verdict(based, "second").judge == "pessimist"
-
-
 def test_any_runs_can_be_judged_without_keeping_it(based, spool):
     planned = run_night(based, spool, "second", combine_us=260.0)
-    found = judge_runs(based, [one.run_id for one in planned], baseline="main", floor=0.1)
+    found = judge_runs(based, [one.run_id for one in planned], baseline="main", rules=Rules(floor=0.1))
     assert [one.verdict for one in found] == ["regressed", "unchanged"]
-    one_run = judge_runs(based, [planned[0].run_id], baseline="main", floor=0.1)
+    one_run = judge_runs(based, [planned[0].run_id], baseline="main", rules=Rules(floor=0.1))
     assert (one_run[0].verdict, one_run[0].new_runs) == ("regressed", 1)
     with pytest.raises(NotFoundError):
         judge_runs(based, ["f" * 32], baseline="main")
@@ -300,7 +266,7 @@ def test_a_baseline_can_be_a_list_of_runs_by_the_heads_of_their_ids(history, spo
 
 
 def test_a_baseline_can_be_the_latest_runs_of_each_series(history, spool):
-    run_night(history, spool, "first", [*plan("first"), *plan("first", OTHER, 2)])
+    run_night(history, spool, "first", [*planned_runs("first"), *planned_runs("first", OTHER, 2)])
     made = set_baseline(history, "main", latest=3, **WHO)
     assert {series.case: len(series.run_ids) for series in made.series} == {CASE.key: 3, OTHER.key: 2}
 
