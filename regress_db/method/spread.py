@@ -149,20 +149,25 @@ class _Squares:
         return self.within / (1 - share) + self.between / (1 - share + share * self.size)
 
 
-def _clipped(logs: Sequence[float], scale: float) -> tuple[list[float], bool]:
-    """Values no farther from their median than `_CLIP` robust standard deviations; whether there were enough."""
-    enough = len(logs) >= (_LEAST_TO_CLIP_BY_PRIOR if scale > 0 else _LEAST_TO_CLIP)
-    if not enough:
-        return list(logs), False
+def _limit(logs: Sequence[float], scale: float) -> float | None:
+    """How far from their median values count as they are: `_CLIP` robust standard deviations. None: too few to say."""
+    if len(logs) < (_LEAST_TO_CLIP_BY_PRIOR if scale > 0 else _LEAST_TO_CLIP):
+        return None
     centre = statistics.median(logs)
     limit = _CLIP * max(_MAD_TO_SD * statistics.median([abs(value - centre) for value in logs]), scale)
-    if limit == 0:
-        return list(logs), False
-    return [min(max(value, centre - limit), centre + limit) for value in logs], True
+    return limit if limit > 0 else None
 
 
-def _squares(runs: Runs, scale: float = 0.0) -> _Squares:
-    logs, clipped = _clipped(runs.logs(), scale)
+def _clipped(logs: Sequence[float], limit: float | None) -> list[float]:
+    if limit is None:
+        return list(logs)
+    centre = statistics.median(logs)
+    return [min(max(value, centre - limit), centre + limit) for value in logs]
+
+
+def _squares(runs: Runs, limit: float | None, cost: bool = True) -> _Squares:
+    """cost: whether the limit is these runs' own, so that clipping takes its share of normal ones too."""
+    logs = _clipped(runs.logs(), limit)
     count = len(logs)
     centre = sum(logs) / count
     nights = runs.places()
@@ -172,8 +177,9 @@ def _squares(runs: Runs, scale: float = 0.0) -> _Squares:
         within += sum((logs[place] - mean) ** 2 for place in places)
         between += len(places) * (mean - centre) ** 2
     # On normal runs, clipping takes 1/(2n) of the squares and a tenth of the degrees of freedom (benchmarks/gate.py).
-    kept = 0.9 if clipped else 1.0
-    gain = kept * (1 + 0.5 / count) if clipped else 1.0
+    costs = cost and limit is not None
+    kept = 0.9 if costs else 1.0
+    gain = kept * (1 + 0.5 / count) if costs else 1.0
     between_df = len(nights) - 1
     size = (count - sum(len(places) ** 2 for places in nights) / count) / between_df if between_df else 1.0
     return _Squares(within * gain, (count - len(nights)) * kept, between * gain, between_df * kept, size)
@@ -188,15 +194,17 @@ def _share(within: float, within_df: float, between: float, between_df: float, s
 
 def spread_of(new: Runs, base: Runs, earlier: Sequence[Runs], prior: SpreadPrior | None) -> Spread:
     """The series' spread from its baseline, its earlier segments (each about its own level) and what new runs of one
-    night differ by, shrunk to the platform's.
+    night differ by (clipped as the baseline is), shrunk to the platform's.
 
     A series that is noisier than its platform has series (beyond 1 %) is shrunk the less the noisier it is. There must
     be at least one degree of freedom in all. ValueError: there is none.
     """
     scale = math.sqrt(prior.variance) if prior is not None and prior.df > 0 else 0.0
-    old = [_squares(runs, scale) for runs in (base, *earlier) if runs.values_us]
+    segments = [runs for runs in (base, *earlier) if runs.values_us]
+    limits = [_limit(runs.logs(), scale) for runs in segments]
+    old = [_squares(runs, limit) for runs, limit in zip(segments, limits, strict=True)]
     share, known = _night_share(old, prior)
-    groups = [*old, _squares(new, scale)]
+    groups = [*old, _squares(new, limits[0], cost=False)]
     own_df = sum(one.df for one in groups)
     if own_df <= 0:
         raise ValueError("one run of a series has no spread")
@@ -231,7 +239,7 @@ def platform_prior(baselines: Sequence[Runs]) -> SpreadPrior:
     three series that do, the prior counts for nothing (df 0).
     """
     usable = [runs for runs in baselines if len(runs.values_us) >= 3]
-    squares = [_squares(runs) for runs in usable]
+    squares = [_squares(runs, _limit(runs.logs(), 0.0)) for runs in usable]
     share = _pooled_share(squares)
     dfs = [one.df for one in squares]
     variances = [max(one.total(share or 0.0) / one.df, LEAST_SD**2) for one in squares]
@@ -285,7 +293,7 @@ def _left_out(runs: Runs, prior_variance: float, prior_df: float) -> list[float]
     if count < _LEAST_TO_CLIP_BY_PRIOR:
         return []
     logs = runs.logs()
-    clipped, _ = _clipped(logs, math.sqrt(prior_variance) if prior_df > 0 else 0.0)
+    clipped = _clipped(logs, _limit(logs, math.sqrt(prior_variance) if prior_df > 0 else 0.0))
     total = sum(clipped)
     centre = total / count
     squares = sum((value - centre) ** 2 for value in clipped)
