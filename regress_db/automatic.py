@@ -49,13 +49,17 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class NightOfSeries:
-    """One night of one series: row numbers and values of its ok runs. regressed: it was said to be, and is no level."""
+    """One night of one series: row numbers and values of its ok runs.
+
+    regressed_at: when it was said to have regressed, None where it was not. Such a night is no level, unless a person
+    accepted it afterwards.
+    """
 
     name: str
     started_at: datetime
     runs: tuple[int, ...]
     values_us: tuple[float, ...]
-    regressed: bool
+    regressed_at: datetime | None = None
 
     @property
     def median_us(self) -> float:
@@ -65,9 +69,10 @@ class NightOfSeries:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A level that a person accepted: from when on, and why, in words."""
+    """A level that a person accepted: from when on, when that was decided, and why, in words."""
 
     since: datetime
+    decided_at: datetime
     words: str
 
 
@@ -95,7 +100,11 @@ def choose(nights: Sequence[NightOfSeries], marks: Sequence[Mark]) -> Past:
 
     mark = max(marks, key=lambda one: one.since, default=None)
     begin = 0 if mark is None else sum(one.started_at < mark.since for one in nights)
-    usable = [one for one in nights[begin:] if not one.regressed]
+    usable = [
+        one
+        for one in nights[begin:]
+        if one.regressed_at is None or (mark is not None and one.regressed_at <= mark.decided_at)
+    ]
     steps = [step for step in detect([one.median_us for one in usable]) if step.kind == "step"] if usable else []
     level, earlier, improved = _walk(usable, steps)
     since = "" if mark is None else mark.words
@@ -189,11 +198,13 @@ def _follow(
         of_night[0].append(run)
         of_night[1].append(value)
     bad = {
-        (night, cases[case], platforms.get(platform, ""), phase)
-        for night, case, platform, phase in connection.execute(
-            select(VERDICTS.c.night_id, VERDICTS.c.case_id, VERDICTS.c.platform_id, VERDICTS.c.phase).where(
-                VERDICTS.c.night_id.in_(nights), VERDICTS.c.verdict == "regressed"
+        (row.night_id, cases[row.case_id], platforms.get(row.platform_id, ""), row.phase): row.judged_at
+        for row in connection.execute(
+            select(
+                VERDICTS.c.night_id, VERDICTS.c.case_id, VERDICTS.c.platform_id, VERDICTS.c.phase, NIGHTS.c.judged_at
             )
+            .join(NIGHTS, NIGHTS.c.id == VERDICTS.c.night_id)
+            .where(VERDICTS.c.night_id.in_(nights), VERDICTS.c.verdict == "regressed")
         )
     }
     in_order = sorted(nights, key=lambda number: (nights[number][1], number))
@@ -203,7 +214,7 @@ def _follow(
                 *nights[number],
                 runs=tuple(of_series[number][0]),
                 values_us=tuple(of_series[number][1]),
-                regressed=(number, *key) in bad,
+                regressed_at=bad.get((number, *key)),
             )
             for number in in_order
             if number in of_series
@@ -223,7 +234,11 @@ def _marks(connection: Connection) -> list[tuple[tuple[str, str | None, str | No
     return [
         (
             (row.key, row.platform, row.phase),
-            Mark(row.from_time, f"since {row.from_time:%Y-%m-%d}, accepted by {row.decided_by}: {row.reason}"),
+            Mark(
+                row.from_time,
+                row.decided_at,
+                f"since {row.from_time:%Y-%m-%d}, accepted by {row.decided_by}: {row.reason}",
+            ),
         )
         for row in rows
     ]
