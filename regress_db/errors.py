@@ -19,3 +19,7 @@ class BaselineError(EpwatchError):
 
 class FilterError(EpwatchError):
     """A filter, a time or another part of a question that cannot be understood: what it is, and what would be."""
+
+
+class MissingLibraryError(EpwatchError):
+    """An optional library that what was asked for needs: which, and how to get it."""

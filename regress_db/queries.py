@@ -98,6 +98,17 @@ class RunComparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """One timed iteration on one rank, in µs. counted: whether the statistics are of it; the first one is left out."""
+
+    phase: Phase
+    rank: int
+    iteration: int
+    latency_us: float
+    counted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NightLine:
     """One night in a list. missing: planned runs without a record; judged_at: None where it was not judged."""
 
@@ -228,6 +239,18 @@ def samples_of(history: History, run: str) -> dict[Phase, list[list[float]]]:
         number, _ = lookup.run(connection, run)
         rows = connection.execute(select(SAMPLES.c.phase, SAMPLES.c.packed).where(SAMPLES.c.run == number)).all()
     return {row.phase: samples.unpack(row.packed) for row in rows}
+
+
+def sample_lines(history: History, run: str) -> list[Sample]:
+    """The samples of a run, one a row: phase by phase, rank by rank, in order."""
+    detail = show(history, run)
+    dropped = {phase.phase: phase.leading_dropped for phase in detail.phases}
+    return [
+        Sample(phase, rank, iteration, latency_us, iteration >= dropped[phase])
+        for phase, of_phase in samples_of(history, detail.run_id).items()
+        for rank, of_rank in enumerate(of_phase)
+        for iteration, latency_us in enumerate(of_rank)
+    ]
 
 
 def compare(history: History, first: str, second: str) -> RunComparison:
