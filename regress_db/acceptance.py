@@ -1,6 +1,7 @@
 """Whether a record may enter the history: a record that contradicts itself goes to quarantine, with the reason.
 
-Pure. Called by `regress_db.ingest`; next to read: `harness.record`, whose promises are checked here.
+Pure. Called by `regress_db.ingest`, in part by `regress_db.upkeep_verify`; next to read: `harness.record`, whose
+promises are checked here.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from harness.case import Case
@@ -28,6 +29,20 @@ def parse_time(text: str) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(f"time {text!r} has no zone")
     return moment.astimezone(UTC)
+
+
+def told_by_samples(samples_us: Sequence[Sequence[float]], leading_dropped: int) -> dict[str, float]:
+    """The statistics that are checked against [ranks][iterations] samples, by the names they have in `Stats`."""
+    kept = [samples[leading_dropped:] for samples in samples_us]
+    return {
+        "latency_us": statistics.fmean(statistics.fmean(samples) for samples in kept),
+        "slowest_p50_us": statistics.median(max(of_iteration) for of_iteration in zip(*kept, strict=True)),
+    }
+
+
+def fits(value: float, told: float) -> bool:
+    """Whether a statistic and what the samples tell are the same number, roundings aside."""
+    return math.isclose(value, told, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
 def reason_to_refuse(record: Record) -> str | None:
@@ -113,12 +128,8 @@ def _faults_of_phase(result: PhaseResult, ranks: int) -> Iterator[str]:
         yield f"rank_p50_us does not hold {ranks} positive numbers"
     if not 0 <= stats.slowest_rank < ranks:
         yield f"slowest_rank is {stats.slowest_rank}, the case has {ranks} ranks"
-    kept = [samples[result.leading_dropped :] for samples in result.samples_us]
-    for name, told in (
-        ("latency_us", statistics.fmean(statistics.fmean(samples) for samples in kept)),
-        ("slowest_p50_us", statistics.median(max(of_iteration) for of_iteration in zip(*kept, strict=True))),
-    ):
-        if not math.isclose(getattr(stats, name), told, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
+    for name, told in told_by_samples(result.samples_us, result.leading_dropped).items():
+        if not fits(getattr(stats, name), told):
             yield f"{name} is {getattr(stats, name):g} but the samples say {told:g}"
     numbers = [
         *traffic.bytes_per_rank.values(),

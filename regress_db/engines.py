@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from regress_db import migrate
+from regress_db.backup import sqlite_uri
 from regress_db.errors import HistoryError
 
 BUSY_TIMEOUT_S = 60.0
@@ -35,7 +36,7 @@ _BEGIN_READING = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 
 def file_engine(path: Path, mode: str) -> Engine:
-    """An engine on one SQLite file; `mode` as for `migrate.sqlite_uri`.
+    """An engine on one SQLite file; `mode` as for `backup.sqlite_uri`.
 
     synchronous=FULL: a record's file leaves the spool once its transaction is committed, so that commit must outlive
     a power cut; NORMAL in WAL mode does not promise that. Transactions are begun here and not by the driver, so that a
@@ -43,9 +44,7 @@ def file_engine(path: Path, mode: str) -> Engine:
     """
 
     def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            migrate.sqlite_uri(path, mode), uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False
-        )
+        connection = sqlite3.connect(sqlite_uri(path, mode), uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")

@@ -7,7 +7,6 @@ and where a database error becomes a sentence. Next to read: `regress_db.schema`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,15 @@ from typing import Self
 from sqlalchemy import Connection, Engine
 
 from regress_db import engines, migrate
+from regress_db.asking import Asking
+from regress_db.backup import mode_of
 from regress_db.errors import HistoryError, NotFoundError
 from regress_db.migrate import PACKAGED, Revisions
 
 _FILE_URL = "sqlite:///"
 
 
-class History:
+class History(Asking):
     """An open history. Use it as a context manager, or call `close`. Safe to use from several threads."""
 
     def __init__(self, engine: Engine, where: str, path: Path | None) -> None:
@@ -64,7 +65,7 @@ class History:
             )
         mode = "rw"
         if exists:
-            mode = _mode(path)
+            mode = mode_of(path)
             version = migrate.file_version(path, "immutable" if mode == "immutable" else "ro")
         else:
             version = None
@@ -125,11 +126,3 @@ class History:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _mode(path: Path) -> str:
-    """`immutable` for a file in a folder that nobody here can write to and that has no log beside it, else `rw`."""
-    log = path.with_name(path.name + "-wal")
-    if os.access(path.parent, os.W_OK) or (log.exists() and log.stat().st_size):
-        return "rw"
-    return "immutable"

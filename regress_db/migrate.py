@@ -9,17 +9,16 @@ Called by `regress_db.history`; next to read: `regress_db/migrations/env.py`.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from sqlalchemy import Connection, inspect, text
 
+from regress_db.backup import back_up_file, sqlite_uri
 from regress_db.errors import HistoryError
 from regress_db.schema import METADATA
 
@@ -42,12 +41,6 @@ class Revisions:
 
 
 PACKAGED = Revisions(Path(__file__).parent / "migrations", "0002")
-
-
-def sqlite_uri(path: Path, mode: str) -> str:
-    """The URI by which SQLite opens `path`: `mode` is `ro`, `rw`, `rwc`, or `immutable` (a file nobody can change)."""
-    query = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
-    return f"file:{quote(str(path.resolve()))}?{query}"
 
 
 def file_version(path: Path, mode: str = "ro") -> str | None:
@@ -171,16 +164,7 @@ def _back_up(path: Path, revision: str) -> None:
     while target.exists():
         count += 1
         target = path.with_name(f"{path.name}.before-{revision}.{count}.bak")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with (
-            contextlib.closing(sqlite3.connect(sqlite_uri(path, "ro"), uri=True)) as source,
-            contextlib.closing(sqlite3.connect(partial)) as copy,
-        ):
-            source.backup(copy)
-        partial.replace(target)
-    except (sqlite3.Error, OSError) as error:
-        partial.unlink(missing_ok=True)
-        raise HistoryError(
-            f"cannot back up the history {path} to {target} before it is migrated ({error}); nothing was changed"
-        ) from error
+        back_up_file(path, target)
+    except HistoryError as error:
+        raise HistoryError(f"{error}. It has to be backed up before it is migrated; nothing was changed") from error
