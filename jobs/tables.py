@@ -10,17 +10,16 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+import click
 import msgspec
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 Row = TypeVar("Row")
 
@@ -136,81 +135,91 @@ def show(rows: Sequence[Row], columns: Sequence[Column[Row]], form: Format, *, e
 
 def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
     """Print the rows as a table that fits the terminal without losing a character."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    width = console.width if console.is_terminal else _UNBOUNDED_WIDTH
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNBOUNDED_WIDTH
     shown = [column for column in columns if column.title is not None]
-    short = [column for column in shown if not column.long]
-    long = [column for column in shown if column.long]
-    # rich leaves the program when the reader of stdout goes away: it draws, and we print.
-    with console.capture() as drawn:
-        if _width(rows, shown) <= width:
-            _print_lines(console, rows, shown, None)
-        elif len(long) == 1 and _width(rows, short) <= width:
-            _print_lines(console, rows, short, long[0], above=shown[0].long)
-        else:
-            widest = max(len(column.title or "") for column in shown)
-            for row in rows:
-                for column in shown:
-                    console.print(Text(f"{column.title:<{widest}}  {column.shown(row)}"))
-                console.print()
-    say(drawn.get().rstrip("\n"))
+    cells = [[_visible(column.shown(row)) for column in shown] for row in rows]
+    widths = [
+        max(len(text) for text in (column.title or "", *(row[place] for row in cells)))
+        for place, column in enumerate(shown)
+    ]
+    long = [place for place, column in enumerate(shown) if column.long]
+    short = [place for place, column in enumerate(shown) if not column.long]
+    if _sum(widths) <= width:
+        lines = _table(cells, shown, widths, range(len(shown)), None)
+    elif len(long) == 1 and _sum([widths[place] for place in short]) <= width:
+        lines = _table(cells, shown, widths, short, long[0])
+    else:
+        lines = _blocks(cells, shown)
+    say("\n".join(lines))
 
 
-def _widths(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> list[int]:
-    return [max(len(text) for text in (column.title or "", *map(column.shown, rows))) for column in columns]
+def _sum(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _width(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> int:
-    return sum(_widths(rows, columns)) + len(_GAP) * (len(columns) - 1)
+def _table(
+    cells: Sequence[Sequence[str]],
+    columns: Sequence[Column[Row]],
+    widths: Sequence[int],
+    places: Sequence[int],
+    long: int | None,
+) -> Iterator[str]:
+    """A heading and a line for each row, of the columns at `places`; the one at `long` has lines of its own.
 
+    These stand above those they belong to, once, where it is the first column, else below each.
+    """
 
-def _print_lines(
-    console: Console, rows: Sequence[Row], columns: Sequence[Column[Row]], long: Column[Row] | None, above: bool = True
-) -> None:
-    """A heading and a line for each row; `long` has lines of its own, above those it belongs to, or below each."""
-    from rich.text import Text
+    def line(texts: Sequence[str], styled: bool) -> str:
+        aligned = [
+            (text.rjust if columns[place].right else text.ljust)(widths[place])
+            for place, text in zip(places, texts, strict=True)
+        ]
+        aligned[-1] = aligned[-1].rstrip()
+        return _GAP.join(_styled(text, **_STYLES.get(text.strip(), {})) if styled else text for text in aligned)
 
-    widths = _widths(rows, columns)
-
-    def aligned(texts: Iterable[str]) -> Iterator[str]:
-        for text, column, width in zip(texts, columns, widths, strict=True):
-            yield text.rjust(width) if column.right else text.ljust(width)
-
-    heading = _GAP.join(aligned(column.title or "" for column in columns))
-    console.print(Text(heading.rstrip(), style="bold"))
-    console.print("─" * len(heading))
+    yield _styled(line([columns[place].title or "" for place in places], styled=False).rstrip(), bold=True)
+    yield "─" * _sum([widths[place] for place in places])
     said = None
-    for row in rows:
-        if long is not None and above and long.shown(row) != said:
-            said = long.shown(row)
-            console.print(Text(said, style="dim"))
-        line = Text(_GAP).join(
-            Text(cell, style=style_of(cell.strip())) for cell in aligned(c.shown(row) for c in columns)
-        )
-        line.rstrip()
-        console.print(line)
-        if long is not None and not above:
-            console.print(Text(f"    {long.shown(row)}", style="dim"))
+    for row in cells:
+        if long == 0 and row[long] != said:
+            said = row[long]
+            yield _styled(said, dim=True)
+        yield line([row[place] for place in places], styled=True).rstrip()
+        if long:
+            yield _styled(f"    {row[long]}", dim=True)
 
 
-_STYLES = {
-    "regressed": "bold red",
-    "failed": "bold red",
-    "wrong": "bold red",
-    "hung": "bold red",
-    "missing": "bold red",
-    "improved": "green",
-    "inconclusive": "yellow",
-    "insufficient": "yellow",
+def _blocks(cells: Sequence[Sequence[str]], columns: Sequence[Column[Row]]) -> Iterator[str]:
+    """A block of lines for each row."""
+    widest = max(len(column.title or "") for column in columns)
+    for number_, row in enumerate(cells):
+        if number_:
+            yield ""
+        for column, text in zip(columns, row, strict=True):
+            yield f"{column.title:<{widest}}  {text}".rstrip()
+
+
+_BAD: dict[str, Any] = {"fg": "red", "bold": True}
+_STYLES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("regressed", "failed", "wrong", "hung", "missing"), _BAD),
+    "improved": {"fg": "green"},
+    "inconclusive": {"fg": "yellow"},
+    "insufficient": {"fg": "yellow"},
 }
+"""The look of a verdict's or an outcome's word; no other text has one."""
 
 
-def style_of(word: str) -> str:
-    """The colour of a verdict's or an outcome's word; no other text has one."""
-    return _STYLES.get(word, "")
+def _styled(text: str, **style: Any) -> str:
+    """The text in colour, on a terminal that has it and whose user wants it."""
+    wanted = style and sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return click.style(text, **style) if wanted else text
+
+
+def _visible(text: str) -> str:
+    """The text in one line, with what would move the cursor or change colours made visible."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def number(value: float | None, digits: int = 1) -> str:
