@@ -44,25 +44,18 @@ class History(Asking):
         Raises `HistoryError`, with nothing changed, for what is not a history, is damaged, or was made by a newer
         epwatch.
         """
-        text = str(where)
-        if "://" in text and not text.startswith("sqlite:"):
-            return cls._open_server(text, create, migrate_older, revisions)
-        if text.startswith("sqlite:"):
-            text = text.partition("?")[0].removeprefix(_FILE_URL)
-            if text.startswith("sqlite:") or text in {"", ":memory:"}:
-                raise HistoryError(f"{where} is no place for a history: name a file")
-        return cls._open_file(Path(text), create, migrate_older, revisions)
+        path = file_of(where)
+        if path is None:
+            return cls._open_server(str(where), create, migrate_older, revisions)
+        return cls._open_file(path, create, migrate_older, revisions)
 
     @classmethod
     def _open_file(cls, path: Path, create: bool, migrate_older: bool, revisions: Revisions) -> Self:
-        path = path.expanduser()
         if path.is_dir():
             raise HistoryError(f"the history {path} is a folder: name a file in it, such as {path / 'history.db'}")
         exists = path.exists()
         if not exists and not create:
-            raise NotFoundError(
-                f"there is no history at {path}: run `epwatch run` or `epwatch nightly` first, or name it with --db"
-            )
+            raise no_history_at(path)
         mode = "rw"
         if exists:
             mode = mode_of(path)
@@ -126,3 +119,25 @@ class History(Asking):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def file_of(where: str | Path) -> Path | None:
+    """The SQLite file that a place names by path or `sqlite:///` URL; None for a server.
+
+    Raises `HistoryError` for a database in memory.
+    """
+    text = str(where)
+    if text.startswith("sqlite:"):
+        text = text.partition("?")[0].removeprefix(_FILE_URL)
+        if text.startswith("sqlite:") or text in {"", ":memory:"}:
+            raise HistoryError(f"{where} is no place for a history: name a file")
+    elif "://" in text:
+        return None
+    return Path(text).expanduser()
+
+
+def no_history_at(path: Path) -> NotFoundError:
+    """What to say where there is no file."""
+    return NotFoundError(
+        f"there is no history at {path}: run `epwatch run` or `epwatch nightly` first, or name it with --db"
+    )

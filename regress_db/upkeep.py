@@ -16,9 +16,11 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Table, delete, func, insert, select, text
 
-from regress_db.backup import back_up_file, new_file
+from regress_db.backup import back_up_file, mode_of, new_file
+from regress_db.engines import without_password
 from regress_db.errors import HistoryError
-from regress_db.history import History
+from regress_db.history import History, file_of, no_history_at
+from regress_db.migrate import file_version
 from regress_db.schema import METADATA, RUNS, SAMPLES
 
 _ROWS_AT_ONCE = 5_000
@@ -50,10 +52,11 @@ def copy(source: History, target: str) -> Copied:
     All or nothing: on any error a new file is not there, and a history that was empty is empty. Raises `HistoryError`
     where `target` holds anything, or what is read back differs.
     """
-    if "://" in target or Path(target).expanduser().exists():
+    path = file_of(target)
+    if path is None or path.exists():
         with History.open(target) as opened:
             return _copy_into(source, opened)
-    with new_file(Path(target).expanduser()) as partial, History.open(partial) as opened:
+    with new_file(path) as partial, History.open(partial) as opened:
         return _copy_into(source, opened)
 
 
@@ -156,16 +159,21 @@ def _sizes(connection: Connection, runs: Any) -> Pruned:
     return Pruned(*(int(number) for number in found))
 
 
-def back_up(history: History, target: Path) -> int:
-    """Copy the history, as it is at one moment, to the new SQLite file `target`; returns its size in bytes.
+def back_up(where: str, target: Path) -> int:
+    """Copy the history at `where`, as it is at one moment, to the new SQLite file `target`; returns its size in bytes.
 
-    Others may read and write meanwhile. Raises `HistoryError` for a history on a server, whose own tools do that, and
-    like `regress_db.backup.back_up_file`.
+    Of any schema, and others may read and write meanwhile. Raises `HistoryError` for a history on a server, whose own
+    tools do that, for what is not a history, and like `regress_db.backup.back_up_file`.
     """
-    if history.path is None:
+    path = file_of(where)
+    if path is None:
         raise HistoryError(
-            f"the history {history.where} is on a server: back it up with pg_dump, or make a file of it with "
+            f"the history {without_password(where)} is on a server: back it up with pg_dump, or make a file of it with "
             "`epwatch history copy`"
         )
-    back_up_file(history.path, target)
+    if not path.exists():
+        raise no_history_at(path)
+    if file_version(path, "immutable" if mode_of(path) == "immutable" else "ro") is None:
+        raise HistoryError(f"{path} is empty: there is nothing to back up")
+    back_up_file(path, target)
     return target.stat().st_size
