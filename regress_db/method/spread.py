@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy import special
 
@@ -40,6 +40,7 @@ _LEAST_POOLED_RUNS = 100
 _LEAST_POOLED_SERIES = 3
 _LEAST_POOLED_NIGHT_DF = 20
 _NOISIER = 0.01
+_LEAST_NIGHT_DF = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +141,35 @@ class _Squares:
     between_df: float
     size: float
 
-    @property
-    def df(self) -> float:
-        return self.within_df + self.between_df
 
-    def total(self, share: float) -> float:
-        """Squares in units of the variance of one run, whose share `share` is the night's."""
-        return self.within / (1 - share) + self.between / (1 - share + share * self.size)
+def _together(groups: Sequence[_Squares]) -> _Squares:
+    """The squares of groups that each have a level of their own."""
+    between_df = sum(one.between_df for one in groups)
+    return _Squares(
+        sum(one.within for one in groups),
+        sum(one.within_df for one in groups),
+        sum(one.between for one in groups),
+        between_df,
+        sum(one.size * one.between_df for one in groups) / between_df if between_df else 1.0,
+    )
+
+
+def _variance(squares: _Squares, share: float) -> tuple[float, float]:
+    """Variance of one run, and its degrees of freedom.
+
+    With nights enough, the sum of both components by the method of moments, MSW (1 - 1/size) + MSB / size, which needs
+    no share (degrees of freedom: Satterthwaite). With fewer, all squares in units of what the share makes of them.
+    """
+    within_df, between_df, size = squares.within_df, squares.between_df, squares.size
+    if between_df < _LEAST_NIGHT_DF:
+        total = squares.within / (1 - share) + squares.between / (1 - share + share * size)
+        return max(total / (within_df + between_df), LEAST_SD**2), within_df + between_df
+    of_nights = squares.between / between_df / size
+    of_runs = squares.within / within_df * (1 - 1 / size) if within_df else 0.0
+    variance = of_nights + of_runs
+    if variance <= LEAST_SD**2:
+        return LEAST_SD**2, within_df + between_df
+    return variance, variance**2 / (of_nights**2 / between_df + (of_runs**2 / within_df if within_df else 0.0))
 
 
 def _limit(logs: Sequence[float], scale: float) -> float | None:
@@ -185,10 +208,10 @@ def _squares(runs: Runs, limit: float | None, cost: bool = True) -> _Squares:
     return _Squares(within * gain, (count - len(nights)) * kept, between * gain, between_df * kept, size)
 
 
-def _share(within: float, within_df: float, between: float, between_df: float, size: float) -> float:
+def _share(squares: _Squares) -> float:
     """Night share by the method of moments, kept between 0 and 0.95."""
-    of_runs = within / within_df
-    of_nights = max(0.0, between / between_df - of_runs) / size
+    of_runs = squares.within / squares.within_df
+    of_nights = max(0.0, squares.between / squares.between_df - of_runs) / squares.size
     return min(0.95, of_nights / (of_nights + of_runs)) if of_nights > 0 else 0.0
 
 
@@ -204,11 +227,11 @@ def spread_of(new: Runs, base: Runs, earlier: Sequence[Runs], prior: SpreadPrior
     limits = [_limit(runs.logs(), scale) for runs in segments]
     old = [_squares(runs, limit) for runs, limit in zip(segments, limits, strict=True)]
     share, known = _night_share(old, prior)
-    groups = [*old, _squares(new, limits[0], cost=False)]
-    own_df = sum(one.df for one in groups)
-    if own_df <= 0:
+    beside = replace(_squares(new, limits[0], cost=False), between=0.0, between_df=0.0)
+    squares = _together([*old, beside])
+    if squares.within_df + squares.between_df <= 0:
         raise ValueError("one run of a series has no spread")
-    variance = max(sum(one.total(share) for one in groups) / own_df, LEAST_SD**2)
+    variance, own_df = _variance(squares, share)
     night_df = sum(one.between_df for one in old) + (_PRIOR_NIGHTS if known else 0.0)
     prior_df = 0.0
     if prior is not None and prior.df > 0:
@@ -220,18 +243,15 @@ def spread_of(new: Runs, base: Runs, earlier: Sequence[Runs], prior: SpreadPrior
 
 def _night_share(old: Sequence[_Squares], prior: SpreadPrior | None) -> tuple[float, bool]:
     """The share, and whether data say so."""
-    within, within_df = sum(one.within for one in old), sum(one.within_df for one in old)
-    between, between_df = sum(one.between for one in old), sum(one.between_df for one in old)
     platform = None if prior is None else prior.night_share
-    if between_df == 0:
+    squares = _together(old)
+    if squares.between_df == 0:
         return (0.0, False) if platform is None else (platform, True)
     expected = UNKNOWN_NIGHT_SHARE if platform is None else platform
-    if within_df == 0 or within == 0:
+    if squares.within_df == 0 or squares.within == 0:
         return expected, platform is not None
-    size = sum(one.size * one.between_df for one in old) / between_df
-    weight = min(between_df, within_df)
-    own = _share(within, within_df, between, between_df, size)
-    return (weight * own + _PRIOR_NIGHTS * expected) / (weight + _PRIOR_NIGHTS), True
+    weight = min(squares.between_df, squares.within_df)
+    return (weight * _share(squares) + _PRIOR_NIGHTS * expected) / (weight + _PRIOR_NIGHTS), True
 
 
 def platform_prior(baselines: Sequence[Runs]) -> SpreadPrior:
@@ -241,11 +261,10 @@ def platform_prior(baselines: Sequence[Runs]) -> SpreadPrior:
     usable = [runs for runs in baselines if len(runs.values_us) >= 3]
     squares = [_squares(runs, _limit(runs.logs(), 0.0)) for runs in usable]
     share = _pooled_share(squares)
-    dfs = [one.df for one in squares]
-    variances = [max(one.total(share or 0.0) / one.df, LEAST_SD**2) for one in squares]
+    estimates = [_variance(one, share or 0.0) for one in squares]
     if len(usable) < _LEAST_POOLED_SERIES:
         return SpreadPrior(LEAST_SD**2, 0.0, share, None, len(usable))
-    variance, df = _fit(variances, dfs)
+    variance, df = _fit([variance for variance, _ in estimates], [df for _, df in estimates])
     deviates = [z for runs in usable for z in _left_out(runs, variance, df)]
     tails = Tails.of(deviates) if len(deviates) >= _LEAST_POOLED_RUNS else None
     return SpreadPrior(variance, df, share, tails, len(usable))
@@ -253,17 +272,15 @@ def platform_prior(baselines: Sequence[Runs]) -> SpreadPrior:
 
 def _pooled_share(squares: Sequence[_Squares]) -> float | None:
     """Each series in units of its own variance, so that a noisy one does not speak for all."""
-    within = within_df = between = between_df = size = 0.0
+    scaled = []
     for one in squares:
-        variance = (one.within + one.between) / one.df
-        if variance <= LEAST_SD**2 or one.within_df == 0 or one.between_df == 0:
-            continue
-        within, within_df = within + one.within / variance, within_df + one.within_df
-        between, between_df = between + one.between / variance, between_df + one.between_df
-        size += one.size * one.between_df
-    if min(within_df, between_df) < _LEAST_POOLED_NIGHT_DF:
+        variance = (one.within + one.between) / (one.within_df + one.between_df)
+        if variance > LEAST_SD**2 and one.within_df > 0 and one.between_df > 0:
+            scaled.append(replace(one, within=one.within / variance, between=one.between / variance))
+    pooled = _together(scaled)
+    if min(pooled.within_df, pooled.between_df) < _LEAST_POOLED_NIGHT_DF:
         return None
-    return _share(within, within_df, between, between_df, size / between_df)
+    return _share(pooled)
 
 
 def _fit(variances: Sequence[float], dfs: Sequence[float]) -> tuple[float, float]:
@@ -284,7 +301,8 @@ def _fit(variances: Sequence[float], dfs: Sequence[float]) -> tuple[float, float
     expected = sum(float(special.polygamma(1, df / 2)) for df in dfs) / len(dfs)
     excess = sum((value - mean) ** 2 for value in logs) / (len(logs) - 1) - expected
     prior_df = min(2 * trigamma_inverse(excess), sum(dfs))
-    return math.exp(mean + float(special.digamma(prior_df / 2)) - math.log(prior_df / 2)), prior_df
+    variance = math.exp(mean + float(special.digamma(prior_df / 2)) - math.log(prior_df / 2))
+    return max(variance, LEAST_SD**2), prior_df
 
 
 def _left_out(runs: Runs, prior_variance: float, prior_df: float) -> list[float]:
