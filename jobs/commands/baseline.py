@@ -23,12 +23,12 @@ def who_and_why(required: bool = True) -> Callable[[Command], Command]:
 
     def add(command: Command) -> Command:
         command = click.option("--why", required=required, help="The reason; kept in the history.")(command)
-        return click.option("--who", default=_user, help="Who does this. Default: the user's name.")(command)
+        return click.option("--who", default=user, help="Who does this. Default: the user's name.")(command)
 
     return add
 
 
-def _user() -> str:
+def user() -> str:
     """The name of the user, or of nobody in particular where the system has none."""
     try:
         return getpass.getuser()

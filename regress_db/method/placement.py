@@ -28,6 +28,9 @@ Mask = NDArray[np.bool_]
 
 _CENTRE_COST = math.pi / 2
 """The variance of a baseline's centre, in variances of one run over its number of runs: a median's (at most)."""
+_LEAST_OF_USUAL = 0.5
+"""No unit is believed to be more exact than this part of what is usual: its spread is of few runs, and may be luck."""
+
 _CYCLES = 6
 
 
@@ -99,10 +102,11 @@ class Units:
                 name = "\0controls"
             stratum.append(strata.setdefault(name, len(strata)))
         first = [series[positions[0]] for positions in members]
+        usual = float(np.median(sd))
         return cls(
             changes=np.array(changes),
             unit=np.array(unit, dtype=np.intp),
-            sd=np.array(sd),
+            sd=np.maximum(sd, _LEAST_OF_USUAL * usual),
             baseline_runs=np.array([max(one.baseline_runs, 1) for one in first], dtype=np.float64),
             under_test=np.array([one.under_test for one in first], dtype=np.bool_),
             stratum=np.array(stratum, dtype=np.intp),
