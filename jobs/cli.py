@@ -39,6 +39,7 @@ COMMANDS: dict[str, _Entry] = {
     "plan": _Entry("plan", "plan", "Check a nightly plan without running it."),
     "baseline": _Entry("baseline", "baseline", "Set, list, show and retire baselines."),
     "accept": _Entry("accept", "accept", "Say that a change is here to stay."),
+    "calibrate": _Entry("calibrate", "calibrate", "Find the level that keeps to a plan's false alarms."),
     "trend": _Entry("history", "trend", "Show series through time."),
     "runs": _Entry("history", "runs", "List runs."),
     "nights": _Entry("history", "nights", "List nights."),
