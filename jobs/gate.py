@@ -283,6 +283,8 @@ class GateItem(pytest.Item):
         if found.verdict in PASSES_UNLESS_STRICT and not self._gate.setup.strict:
             self.user_properties.append(("epwatch_note", found.sentence))
             return
+        if found.waiver:
+            pytest.xfail(found.sentence)
         raise GateFailure(found.sentence)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:

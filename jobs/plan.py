@@ -116,7 +116,7 @@ class VerdictSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     strict: bool = False
     confirmations: int = DEFAULT_CONFIRMATIONS
     false_alarms_a_month: float = DEFAULT_FALSE_ALARMS_A_MONTH
-    controls: list[str] = ["torch"]
+    controls: list[str] = msgspec.field(default_factory=lambda: ["torch"])
     waivers: str | None = None
 
 

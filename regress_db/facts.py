@@ -22,6 +22,7 @@ from regress_db.schema import (
     NODES,
     PLANNED,
     PLATFORMS,
+    RUN_PHASES,
     RUN_RANKS,
     RUN_VALUES,
     RUNS,
@@ -79,6 +80,20 @@ def facts_of_night(connection: Connection, night: int) -> list[RunFacts]:
         if row.id is None
     ]
     return [*facts_of_runs(connection, sorted(there)), *missing]
+
+
+def slowest_hosts(connection: Connection, numbers: Sequence[int]) -> dict[tuple[int, str], str]:
+    """The host of the slowest rank, by row number of the run and phase."""
+    found: dict[tuple[int, str], str] = {}
+    for piece in lookup.chunks(numbers):
+        for run, phase, hostname in connection.execute(
+            select(RUN_PHASES.c.run, RUN_PHASES.c.phase, NODES.c.hostname)
+            .join(RUN_RANKS, (RUN_RANKS.c.run == RUN_PHASES.c.run) & (RUN_RANKS.c.rank == RUN_PHASES.c.slowest_rank))
+            .join(NODES, NODES.c.id == RUN_RANKS.c.node_id)
+            .where(RUN_PHASES.c.run.in_(piece))
+        ):
+            found[run, phase] = hostname
+    return found
 
 
 def facts_of_runs(connection: Connection, numbers: Sequence[int]) -> list[RunFacts]:

@@ -25,7 +25,7 @@ from harness.case import PHASES, Case, Phase
 from regress_db import lookup
 from regress_db.automatic import pasts
 from regress_db.environments import Difference, differences, flatten
-from regress_db.facts import AA, CONFIRMATION, RunFacts, facts_of_night, facts_of_runs
+from regress_db.facts import AA, CONFIRMATION, RunFacts, facts_of_night, facts_of_runs, slowest_hosts
 from regress_db.history import History
 from regress_db.metrics import BANDWIDTH_METRIC, RUN_VALUE_METRIC
 from regress_db.nightverdict import (
@@ -215,7 +215,7 @@ def _judge(
     ]
     comparable = [one for one in all_series if one.new]
     context = _context(connection, comparable, night)
-    shared = _shared(comparable, context, rules)
+    shared = _shared(connection, comparable, context, rules)
     comparisons = _compare(comparable, shared, rules, level)
     decisions = decide(comparisons, level)
     of_series = {
@@ -311,9 +311,17 @@ def _nothing_shared() -> Shared:
     return Shared(removed={}, findings=())
 
 
-def _shared(series: Sequence[_Series], context: Context, rules: Rules) -> Shared:
+def _shared(connection: Connection, series: Sequence[_Series], context: Context, rules: Rules) -> Shared:
     """What the series have in common tonight."""
     from regress_db.method.attribution import RunShift, SeriesShift, shared_shifts
+
+    spread_out = {
+        run.number for one in series for run in (*one.new, *one.known.level) if run.number and len(run.hosts) > 1
+    }
+    slowest = slowest_hosts(connection, sorted(spread_out))
+
+    def slowest_of(one: _Series, runs: Sequence[RunFacts]) -> tuple[str, ...]:
+        return tuple(slowest[key] for run in runs if run.number and (key := (run.number, one.phase)) in slowest)
 
     shifts = []
     for one in series:
@@ -331,6 +339,8 @@ def _shared(series: Sequence[_Series], context: Context, rules: Rules) -> Shared
                     for run in one.new
                 ),
                 sd=statistics.stdev(base),
+                slowest_hosts=slowest_of(one, one.new),
+                usual_slowest_hosts=slowest_of(one, one.known.level),
                 stratum=f"{one.family} on {Case.parse(one.case).ranks} ranks",
                 baseline_runs=len(base),
             )

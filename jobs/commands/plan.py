@@ -8,6 +8,7 @@ import click
 
 from jobs.options import format_options
 from jobs.tables import Column, Format, as_json, as_objects, say, show
+from regress_db.wording import AUTO
 
 
 @click.group()
@@ -21,12 +22,15 @@ def plan() -> None:
 def check(file: Path, form: Format) -> None:
     """Read PLAN.toml, say what is wrong with it or which jobs a night of it would run."""
     from harness.record import PlannedRun
+    from jobs import waivers
     from jobs.packing import pack, plan_runs
     from jobs.plan import load
 
     read = load(file)
+    if read.waivers_file is not None:
+        waivers.load(read.waivers_file)
     cases = [planned.case for planned in read.cases]
-    jobs = pack(plan_runs(cases, read.measure.repeats, ""), read.measure.seed or 0)
+    jobs = pack(plan_runs(cases, read.runs_of_a_case, ""), read.measure.seed or 0)
     floors = read.floors
     rows = [(job.name, run) for job in jobs for run in job.runs]
     columns: list[Column[tuple[str, PlannedRun]]] = [
@@ -47,7 +51,13 @@ def check(file: Path, form: Format) -> None:
     show(rows, columns, form)
     if form == "table":
         say(
-            f"\nplan {read.name}: {len(cases)} cases x {read.measure.repeats} repeats = {len(rows)} runs "
+            f"\nplan {read.name}: {len(cases)} cases x {read.runs_of_a_case} repeats = {len(rows)} runs "
             f"in {len(jobs)} jobs on cluster {read.cluster.name} ({read.cluster.kind}), one at a time; "
-            + (f"judged against baseline {read.baseline_name}" if read.baseline_name else "not judged")
+            + _judged_against(read.baseline_name)
         )
+
+
+def _judged_against(baseline: str | None) -> str:
+    if baseline == AUTO:
+        return "judged against each series' own past"
+    return f"judged against baseline {baseline}" if baseline else "not judged"

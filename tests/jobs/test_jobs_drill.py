@@ -16,14 +16,17 @@ name = "drill"
 [cluster]
 kind = "local"
 [measure]
-repeats = 5
+repeats = 4
 warmup = 2
 iters = 10
 deadline_s = 30.0
 job_deadline_s = 90.0
 seed = 7
+[baseline]
+policy = "first"
 [verdict]
 floor = 10.0
+confirmations = 1
 [[cases]]
 backend = ["ep_core", "torch"]
 mode = "ll"
@@ -80,7 +83,7 @@ def gate(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_first_clean_night_becomes_the_baseline(place):
     assert "It is now baseline drill." in (place / "first.txt").read_text()
     (line,) = json.loads(epwatch("baseline", "list", "--db", "history.db", "--json", cwd=place).stdout)
-    assert (line["name"], line["runs"], line["series"]) == ("drill", 10, 2)
+    assert (line["name"], line["runs"], line["series"]) == ("drill", 8, 2)
     assert line["reason"] == "first clean night of plan drill"
 
 
@@ -90,11 +93,19 @@ def test_combine_of_ep_core_and_nothing_else_regressed(night):
     worst = night["series"][0]
     assert (worst["case"], worst["phase"]) == (EP_CORE, "combine")
     assert worst["latency_us"] >= float(DELAY_US)
-    assert (worst["new_runs"], worst["baseline_runs"]) == (5, 5)
+    assert (worst["new_runs"], worst["confirmations"], worst["baseline_runs"]) == (8, 4, 4)
+    assert "4 of them re-runs" in worst["sentence"]
     assert night["exit_code"] == 1
     assert night["baseline"] == "drill"
     assert {one["phase"] for one in night["series"]} == {"dispatch", "combine"}
     assert len(night["series"]) == 4
+
+
+def test_the_injected_fault_is_named_as_what_changed_and_stands_for_one_finding(night):
+    (finding,) = night["findings"]
+    assert finding["series"] == 1
+    assert night["series"][0]["finding"] == finding["number"]
+    assert finding["effect"] == pytest.approx(night["series"][0]["effect"])
 
 
 def test_the_report_says_so_and_needs_no_network(place, night):
@@ -109,7 +120,7 @@ def test_the_runs_say_that_a_fault_was_injected(place):
     rows = list(
         csv.DictReader(io.StringIO(epwatch("runs", "ep_core", "--csv", "--db", "history.db", cwd=place).stdout))
     )
-    assert len(rows) == 10
+    assert len(rows) == 12
     shown = epwatch("show", rows[0]["run_id"][:10], "--db", "history.db", cwd=place).stdout
     assert "EPWATCH_INJECT_DELAY_US" in shown
     older = epwatch("compare", rows[-1]["run_id"], rows[0]["run_id"], "--db", "history.db", cwd=place).stdout

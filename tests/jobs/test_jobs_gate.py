@@ -22,6 +22,8 @@ kind = "local"
 repeats = {repeats}
 warmup = 1
 iters = 20
+[baseline]
+policy = "first"
 [verdict]
 floor = 10.0
 [[cases]]

@@ -78,8 +78,9 @@ def test_combine_follows_the_mode_where_it_is_left_out():
     assert {(p.case.mode, p.case.combine) for p in plan.cases} == {("ll", "exact"), ("ht", "local_reduce")}
 
 
-def test_the_first_clean_night_becomes_the_baseline_named_like_the_plan():
-    assert parse(GOOD, "p").baseline_name == "p"
+def test_a_series_is_judged_against_its_own_past_unless_the_plan_names_something_else():
+    assert parse(GOOD, "p").baseline_name == "auto"
+    assert parse(GOOD + '[baseline]\npolicy = "first"\n', "p").baseline_name == "p"
     assert parse(GOOD + '[baseline]\npolicy = "none"\n', "p").baseline_name is None
     assert parse(GOOD + '[baseline]\npolicy = "named"\nname = "b"\n', "p").baseline_name == "b"
 
@@ -124,6 +125,9 @@ def test_a_mistake_is_named_with_its_line_and_field(old, new, words):
         (GOOD.replace("experts = 8", "experts = 6"), ["cases[0]", "6 experts cannot be divided among 4 ranks"]),
         (GOOD + GOOD[GOOD.rindex("[[cases]]") :], ["cases[2]", "cases[1] already has"]),
         (GOOD + '[baseline]\npolicy = "named"\n', ["baseline.policy", "name"]),
+        (GOOD + '[baseline]\npolicy = "auto"\nname = "b"\n', ["baseline.name", "auto"]),
+        (GOOD + "[verdict]\nconfirmations = 3\n", ["verdict.confirmations", "is 3", "0 to 2"]),
+        (GOOD + "[verdict]\nfalse_alarms_a_month = 0.0\n", ["verdict.false_alarms_a_month", "is 0.0"]),
         (GOOD + '[baseline]\npolicy = "last"\n', ["baseline.policy", "last"]),
         (GOOD.replace('name = "p"', 'name = "p"\nreport = "{nights}.html"'), ["plan.report"]),
         (GOOD.replace("ranks = [2, 4]", "ranks = [2, 4]\nnodes = 2"), ["nodes", "one machine"]),
