@@ -204,8 +204,8 @@ def _sentence(made: Calibration) -> str:
             f"{shuffled}: {seen} at the method's own level {made.default_level:.4f}. No level keeps to the budget of "
             f"{made.budget:.4f} a night: look at the series that sound most. Nothing was recorded."
         )
-    kept = "keeps" if made.high <= made.budget else f"with {made.shuffles} shuffles cannot be shown to keep"
-    return f"{shuffled}: level {made.level:.3g} gives {seen}, and {kept} to the budget of {made.budget:.4f} a night."
+    unsure = "" if made.high <= made.budget else ", though the interval reaches above it: more shuffles would tell"
+    return f"{shuffled}: level {made.level:.3g} gives {seen}, within the budget of {made.budget:.4f} a night{unsure}."
 
 
 def _record(history: History, made: Calibration, who: str) -> None:

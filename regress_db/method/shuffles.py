@@ -145,18 +145,14 @@ class Alarms:
         return {key: Rate(hits[key], trials) for key, trials in self.trials.items()}
 
     def level_for(self, budget: float) -> float | None:
-        """The largest level whose false alarms a night, at the upper end of the interval, are within `budget`.
+        """The largest level whose false alarms a night are within `budget`; None where even the smallest has more.
 
-        Where none is, the largest at which the estimate is; None where even the smallest level has more. Never above
-        the budget itself: at that level theory promises to keep it, and shuffles, which are kinder than nights to come,
-        are no ground for more.
+        Never above the budget itself: at that level theory promises to keep it, and shuffles, which are kinder than
+        nights to come, are no ground for more. The estimate decides, not the end of its interval: theory and estimate
+        both have to fail before power is given up.
         """
         most = min(budget, MOST_LEVEL)
-        for place in (2, 0):
-            for step in _STEPS:
-                if self.per_night(most * step)[place] <= budget:
-                    return most * step
-        return None
+        return next((most * step for step in _STEPS if self.per_night(most * step)[0] <= budget), None)
 
 
 _QUIET = Comparison(
