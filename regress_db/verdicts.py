@@ -191,6 +191,11 @@ class _Series:
         """The runs with a number."""
         return [run for run in self.runs if (self.phase, _VALUE) in run.values]
 
+    def runs_to_come(self, confirmations: int) -> int:
+        """How many runs a candidate would still get: each confirmation repeats what the night did first."""
+        again = sum(run.purpose == CONFIRMATION for run in self.new)
+        return max(0, confirmations * (len(self.new) - again) - again)
+
     def values(self, runs: Iterable[RunFacts]) -> list[float]:
         """The run values of these runs, in µs."""
         return [run.values[self.phase, _VALUE] for run in runs]
@@ -265,8 +270,9 @@ def _compare(series: Sequence[_Series], shared: Shared, rules: Rules, level: flo
             floor=one.floor,
             prior=priors[one.platform],
             earlier=[_runs(one, segment) for segment in one.known.earlier],
-            confirmations=rules.confirmations,
+            confirmations=one.runs_to_come(rules.confirmations),
             level=level,
+            family=len(series),
         )
         for one in series
     ]
