@@ -125,7 +125,7 @@ class Selection:
             if table is RUNS:
                 found.append(_holds(one))
             elif table is NODES:
-                found.append(_ran_on(one))
+                found.append(_ran_on(connection, one))
             else:
                 shared[table].append(one)
         for table, filters in shared.items():
@@ -187,10 +187,10 @@ def _holds(one: Filter) -> ColumnElement[bool]:
     return not_(found) if one.operator == "!=" else found
 
 
-def _ran_on(one: Filter) -> ColumnElement[bool]:
+def _ran_on(connection: Connection, one: Filter) -> ColumnElement[bool]:
     """Some rank of the run was on such a node; for `!=`, none was."""
     positive = Filter(one.field, "=", one.values) if one.operator == "!=" else one
-    nodes = select(NODES.c.id).where(_holds(positive))
+    nodes = _numbers(connection, select(NODES.c.id).where(_holds(positive)))
     ran = exists().where(and_(RUN_RANKS.c.run == RUNS.c.id, RUN_RANKS.c.node_id.in_(nodes)))
     return ~ran if one.operator == "!=" else ran
 
