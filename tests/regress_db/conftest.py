@@ -2,7 +2,6 @@
 
 import os
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
@@ -50,20 +49,15 @@ def postgres_template(postgres):
 @pytest.fixture
 def postgres_url(postgres):
     """The URL of a new, empty PostgreSQL database."""
-    name = f"t_{uuid.uuid4().hex}"
-    postgres.run(f"CREATE DATABASE {name}")
-    yield postgres.url(name)
-    postgres.run(f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres.database() as url:
+        yield url
 
 
 @pytest.fixture
 def postgres_history(postgres, postgres_template):
     """An empty history in PostgreSQL."""
-    name = f"t_{uuid.uuid4().hex}"
-    postgres.run(f"CREATE DATABASE {name} TEMPLATE {postgres_template} STRATEGY FILE_COPY")
-    with History.open(postgres.url(name)) as opened:
+    with postgres.database(postgres_template) as url, History.open(url) as opened:
         yield opened
-    postgres.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
