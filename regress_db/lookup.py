@@ -14,6 +14,9 @@ from regress_db.errors import NotFoundError
 from regress_db.schema import BASELINES, CASES, NIGHTS, RUNS
 
 LATEST = "latest"
+NEWEST_NIGHT_FIRST = (NIGHTS.c.started_at.desc().nulls_last(), NIGHTS.c.id.desc())
+"""An order of nights. Those that no plan opened here have no start and come last, on either database."""
+
 _CANDIDATES = 10
 _CHUNK = 500
 
@@ -43,7 +46,7 @@ def run(connection: Connection, prefix: str) -> tuple[int, str]:
 
 def night(connection: Connection, name: str) -> Row[*tuple[Any, ...]]:
     """The row of the night `name`, or of the newest for `latest`. Raises `NotFoundError` naming the newest ones."""
-    newest = select(*NIGHTS.c).order_by(NIGHTS.c.started_at.desc(), NIGHTS.c.id.desc())
+    newest = select(*NIGHTS.c).order_by(*NEWEST_NIGHT_FIRST)
     found = connection.execute(newest if name == LATEST else newest.where(NIGHTS.c.name == name)).first()
     if found is None:
         names = [row.name for row in connection.execute(newest.limit(_CANDIDATES))]

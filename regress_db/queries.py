@@ -267,9 +267,7 @@ def compare(history: History, first: str, second: str) -> RunComparison:
 def nights(history: History, limit: int | None = None) -> list[NightLine]:
     """The nights, newest first."""
     with history.read() as connection:
-        rows = connection.execute(
-            select(*NIGHTS.c).order_by(NIGHTS.c.started_at.desc(), NIGHTS.c.id.desc()).limit(limit)
-        ).all()
+        rows = connection.execute(select(*NIGHTS.c).order_by(*lookup.NEWEST_NIGHT_FIRST).limit(limit)).all()
         shown = [row.id for row in rows]
         outcomes: dict[int, dict[str, int]] = defaultdict(dict)
         planned: dict[int, tuple[int, int]] = {}

@@ -106,7 +106,8 @@ def compare_sides(
         of_first, of_second = (_values(connection, one, selection, metrics) for one in (first, second))
         keys = [*of_first, *(key for key in of_second if key not in of_first)]
         cases, platforms = (
-            dict(connection.execute(select(table.c.id, table.c.key)).tuples().all()) for table in (CASES, PLATFORMS)
+            {row.id: row.key for row in connection.execute(select(table.c.id, table.c.key))}
+            for table in (CASES, PLATFORMS)
         )
     series = []
     for key in keys:
@@ -135,7 +136,7 @@ def _largest_first(one: ComparedSeries) -> tuple[bool, float, str, str, int]:
 def _candidates(connection: Connection, kind: Kind, name: str) -> Iterator[Side]:
     """What of this kind the name may be: all of them, or enough to see that they are too many."""
     if kind == "night":
-        wanted = select(NIGHTS.c.id, NIGHTS.c.name).order_by(NIGHTS.c.started_at.desc(), NIGHTS.c.id.desc())
+        wanted = select(NIGHTS.c.id, NIGHTS.c.name).order_by(*lookup.NEWEST_NIGHT_FIRST)
         wanted = wanted.limit(1) if name == lookup.LATEST else wanted.where(NIGHTS.c.name == name)
         yield from (Side("night", row.name, row.id) for row in connection.execute(wanted))
     elif kind == "baseline":
