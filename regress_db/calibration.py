@@ -29,6 +29,9 @@ DEFAULT_NIGHTS = 200
 DEFAULT_CONFIRMATIONS = 2
 DEFAULT_CONTROLS = ("torch",)
 
+_REPLAYED = 100
+"""So many of the newest nights are judged again in their own order."""
+
 _WORST = 10
 """So many of the series that sound most are recorded."""
 
@@ -56,8 +59,10 @@ class Calibration:
 
     level: false discovery rate to judge the plan's nights at; None where the history is too short, or nothing keeps to
     the budget. alarms, per_night (low, high: 95 % interval): false alarms at `level`, over all series; nights_with:
-    nights that had any. default_per_night: the same at the default level. budget: what the plan allows, a night.
-    left_out: series too short to shuffle. nights: of the history. sentence: all of it in words.
+    nights that had any. replayed, replayed_alarms: nights judged in their own order, and their alarms. night_share:
+    part of a run's variance that is its night's; night_share_known: whether the history says so. default_per_night:
+    alarms a night at the default level. budget: what the plan allows, a night. left_out: series too short to shuffle.
+    nights: of the history. sentence: all of it in words.
     """
 
     plan: str
@@ -74,6 +79,10 @@ class Calibration:
     alarms: int
     improvements: int
     nights_with: int
+    replayed: int
+    replayed_alarms: int
+    night_share: float
+    night_share_known: bool
     per_night: float
     low: float
     high: float
@@ -124,7 +133,13 @@ def calibrate(
     from regress_db import calibration_history
     from regress_db.automatic import LEVEL_NIGHTS
     from regress_db.method.comparing import DEFAULT_LEVEL, METHOD
-    from regress_db.method.shuffles import shuffled_alarms
+    from regress_db.method.shuffles import (
+        Design,
+        level_within,
+        night_share,
+        replayed_alarms,
+        shuffled_alarms,
+    )
 
     if not 0 < budget < math.inf or shuffles < 1 or newest < 1:
         raise ValueError(f"budget {budget}, {shuffles} shuffles, {newest} nights: wanted numbers above 0")
@@ -132,19 +147,22 @@ def calibrate(
         past = calibration_history.read(connection, plan, newest)
     if not past.nights:
         raise NotFoundError(f"the history has no night of plan {plan!r}; it has nights of {_told(plans(history))}")
-    series = calibration_history.settled(past, floor, controls)
-    usable = [one for one in series if one.usable]
-    alarms = shuffled_alarms(
-        usable, shuffles=shuffles, seed=seed, confirmations=confirmations, baseline_nights=LEVEL_NIGHTS
-    )
-    level = alarms.level_for(budget) if usable else None
+    known = calibration_history.settled(past, floor, controls)
+    usable = [one for one in known.series if one.usable]
+    share = night_share(known.pairs)
+    design = Design(confirmations, LEVEL_NIGHTS)
+    if share is not None:
+        design = replace(design, night_share=share)
+    alarms = shuffled_alarms(usable, design, shuffles=shuffles, seed=seed)
+    replayed = replayed_alarms(usable, design, newest=_REPLAYED, seed=seed)
+    level = level_within(budget, alarms, replayed) if usable else None
     shown = DEFAULT_LEVEL if level is None else level
     per_night, low, high = alarms.per_night(shown)
     made = Calibration(
         plan=plan,
         judge=METHOD,
         series=_of_series(alarms, usable, shown),
-        left_out=len(series) - len(usable),
+        left_out=len(known.series) - len(usable),
         nights=len(past.nights),
         runs=sum(len(night.values_us) for one in usable for stretch in one.usable for night in stretch),
         shuffles=shuffles,
@@ -155,6 +173,10 @@ def calibrate(
         alarms=alarms.count(shown),
         improvements=alarms.improvements(shown),
         nights_with=alarms.nights(shown).hits,
+        replayed=replayed.judged,
+        replayed_alarms=replayed.count(shown),
+        night_share=design.night_share,
+        night_share_known=share is not None,
         per_night=per_night,
         low=low,
         high=high,
@@ -204,8 +226,11 @@ def _sentence(made: Calibration) -> str:
             f"{shuffled}: {seen} at the method's own level {made.default_level:.4f}. No level keeps to the budget of "
             f"{made.budget:.4f} a night: look at the series that sound most. Nothing was recorded."
         )
+    again = f"; {made.replayed_alarms} in {made.replayed} nights judged in their own order"
+    share = f"; {made.night_share:.0%} of the variance is {'' if made.night_share_known else 'taken to be '}a night's"
     unsure = "" if made.high <= made.budget else ", though the interval reaches above it: more shuffles would tell"
-    return f"{shuffled}: level {made.level:.3g} gives {seen}, within the budget of {made.budget:.4f} a night{unsure}."
+    within = f"within the budget of {made.budget:.4f} a night{unsure}"
+    return f"{shuffled}: level {made.level:.3g} gives {seen}, {within}{again}{share}."
 
 
 def _record(history: History, made: Calibration, who: str) -> None:
@@ -215,6 +240,9 @@ def _record(history: History, made: Calibration, who: str) -> None:
         "left_out": made.left_out,
         "nights_with": made.nights_with,
         "improvements": made.improvements,
+        "replayed": [made.replayed_alarms, made.replayed],
+        "night_share": made.night_share,
+        "night_share_known": made.night_share_known,
         "per_night": [made.per_night, made.low, made.high],
         "default_level": made.default_level,
         "default_per_night": made.default_per_night,

@@ -10,8 +10,8 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -39,8 +39,7 @@ Floor = float | Mapping[str, float] | Callable[[Case], float]
 
 DEFAULT_FLOOR = 0.1
 
-_NOT_OF_EVERY_NIGHT = ("confirmation", "aa")
-"""Purposes of runs that are left out: a re-run was made because the first looked slow."""
+_LEAST_RUNS = 3
 
 _MAD_TO_SIGMA = 1.4826
 
@@ -59,18 +58,19 @@ class Night:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One ok run of one series, on the night of this number."""
+    """One ok run of one series, on the night of this number. planned: for every night; False for re-runs and checks."""
 
     run: int
     night: int
     value_us: float
     allocation: str
     hosts: tuple[str, ...]
+    planned: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PlanHistory:
-    """The newest nights of a plan, its planned ok runs by series (oldest night first), and when accepted levels begin.
+    """The newest nights of a plan, its ok runs by series (oldest night first), and when accepted levels begin.
 
     marks: for a case, platform and phase (None: all of them).
     """
@@ -92,7 +92,15 @@ def read(connection: Connection, plan: str, newest: int) -> PlanHistory:
     return PlanHistory(tuple(nights.values()), _runs(connection, nights), _marks(connection))
 
 
-def settled(past: PlanHistory, floor: Floor, controls: Sequence[str]) -> list[Settled]:
+@dataclass(frozen=True, slots=True)
+class SettledHistory:
+    """What can be judged again. pairs: of nights with several runs of a series, as `night_share` takes them."""
+
+    series: tuple[Settled, ...]
+    pairs: tuple[tuple[float, float], ...]
+
+
+def settled(past: PlanHistory, floor: Floor, controls: Sequence[str]) -> SettledHistory:
     """Every series with its settled stretches; nights and nodes that moved many series are taken out first.
 
     floor: smallest relative change worth a verdict, by case. controls: backends that do not run the code under test.
@@ -100,23 +108,54 @@ def settled(past: PlanHistory, floor: Floor, controls: Sequence[str]) -> list[Se
     starts = {one.number: one.started_at for one in past.nights}
     parted = {key: _stretches(runs, _cuts(key, past.marks), starts) for key, runs in past.runs.items()}
     removed = _removed(parted, past.nights, controls)
-    return [
-        Settled(
-            key=key,
-            platform=key[1],
-            floor=_floor_of(floor, key[0]),
-            stretches=tuple(
-                tuple(
-                    NightValues(
-                        night, tuple(run.value_us * math.exp(-removed.get((key, run.run), 0.0)) for run in of_night)
-                    )
-                    for night, of_night in _by_night(stretch)
-                )
-                for stretch in stretches
-            ),
+    series: list[Settled] = []
+    pairs: list[tuple[float, float]] = []
+    for key, stretches in parted.items():
+        freed = [
+            [(night, [_freed(run, removed.get((key, run.run), 0.0)) for run in mine]) for night, mine in _by_night(one)]
+            for one in stretches
+        ]
+        series.append(
+            Settled(
+                key=key,
+                platform=key[1],
+                floor=_floor_of(floor, key[0]),
+                stretches=tuple(
+                    tuple(NightValues(night, tuple(run.value_us for run in _planned(mine))) for night, mine in nights)
+                    for nights in freed
+                ),
+            )
         )
-        for key, stretches in parted.items()
-    ]
+        for nights in freed:
+            pairs += _pairs([mine for _, mine in nights])
+    return SettledHistory(tuple(series), tuple(pairs))
+
+
+def _freed(run: Run, change: float) -> Run:
+    return replace(run, value_us=run.value_us * math.exp(-change)) if change else run
+
+
+def _planned(runs: Iterable[Run]) -> list[Run]:
+    return [run for run in runs if run.planned]
+
+
+def _pairs(nights: Sequence[Sequence[Run]]) -> list[tuple[float, float]]:
+    """Of each night with several runs, the first and the mean of the others, in standard deviations from the centre."""
+    centre, sd = _level([run for mine in nights for run in mine])
+    if sd <= 0:
+        return []
+    deviates = [[(math.log(run.value_us) - centre) / sd for run in mine] for mine in nights if len(mine) > 1]
+    return [(first, statistics.fmean(others)) for first, *others in deviates]
+
+
+def _level(runs: Sequence[Run]) -> tuple[float, float]:
+    """Centre and standard deviation of the planned runs, log scale. The latter is robust, but never half of the plain
+    one: a series in two modes has no small spread.
+    """
+    logs = [math.log(run.value_us) for run in _planned(runs)]
+    centre = statistics.median(logs)
+    robust = _MAD_TO_SIGMA * statistics.median(abs(one - centre) for one in logs)
+    return centre, max(statistics.pstdev(logs) / 2, robust)
 
 
 def _floor_of(floor: Floor, case: str) -> float:
@@ -139,16 +178,18 @@ def _cuts(key: SeriesKey, marks: Sequence[tuple[tuple[str, str | None, str | Non
 
 
 def _stretches(runs: Sequence[Run], cuts: Sequence[datetime], starts: Mapping[int, datetime]) -> list[list[Run]]:
-    """The runs parted at accepted changes, and where the nights' medians say that something changed."""
-    levels: dict[int, list[Run]] = defaultdict(list)
-    for run in runs:
-        levels[sum(cut <= starts[run.night] for cut in cuts)].append(run)
+    """The runs parted at accepted changes, and where the nights' medians say that something changed. A night without a
+    planned run is left out.
+    """
+    levels: dict[int, list[list[Run]]] = defaultdict(list)
+    for night, mine in _by_night(runs):
+        if _planned(mine):
+            levels[sum(cut <= starts[night] for cut in cuts)].append(mine)
     found = []
-    for level in levels.values():
-        nights = _by_night(level)
-        medians = [statistics.median(run.value_us for run in of_night) for _, of_night in nights]
+    for nights in levels.values():
+        medians = [statistics.median(run.value_us for run in _planned(mine)) for mine in nights]
         for start, end in segments(medians):
-            found.append([run for _, of_night in nights[start:end] for run in of_night])
+            found.append([run for mine in nights[start:end] for run in mine])
     return found
 
 
@@ -164,11 +205,9 @@ def _removed(
         case = Case.parse(key[0])
         family = f"{case.backend} {case.mode} {key[2]}"
         for stretch in stretches:
-            if len(stretch) < 3:
+            if len(_planned(stretch)) < _LEAST_RUNS:
                 continue
-            logs = [math.log(run.value_us) for run in stretch]
-            centre = statistics.median(logs)
-            sd = max(statistics.pstdev(logs) / 2, _MAD_TO_SIGMA * statistics.median(abs(one - centre) for one in logs))
+            centre, sd = _level(stretch)
             for number, mine in _by_night(stretch):
                 shift = SeriesShift(
                     series=key,
@@ -180,7 +219,7 @@ def _removed(
                     ),
                     sd=sd,
                     stratum=f"{family} on {case.ranks} ranks",
-                    baseline_runs=len(stretch),
+                    baseline_runs=len(_planned(stretch)),
                 )
                 of_night[number].append((key, shift, mine))
     found: dict[tuple[SeriesKey, int], float] = {}
@@ -195,7 +234,7 @@ def _removed(
 
 
 def _runs(connection: Connection, nights: Mapping[int, Night]) -> dict[SeriesKey, list[Run]]:
-    """Every planned ok run of these nights by series, oldest night first."""
+    """Every ok run of these nights by series, oldest night first, planned runs of a night first."""
     cases, platforms, hosts = (
         {row.id: row.name for row in connection.execute(select(table.c.id, column.label("name")))}
         for table, column in ((CASES, CASES.c.key), (PLATFORMS, PLATFORMS.c.key), (NODES, NODES.c.hostname))
@@ -209,9 +248,12 @@ def _runs(connection: Connection, nights: Mapping[int, Night]) -> dict[SeriesKey
     ranks = select(RUN_RANKS.c.run, RUN_RANKS.c.node_id).join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
     for run, node in connection.execute(ranks.where(of_nights).distinct()):
         where[run].add(hosts[node])
+    extra = select(PLANNED.c.run_id).where(PLANNED.c.purpose != "planned", PLANNED.c.night_id.in_(list(nights)))
+    unplanned = set(connection.execute(extra).scalars())
     rows: Any = connection.execute(
         select(
             RUNS.c.id,
+            RUNS.c.run_id,
             RUNS.c.night_id,
             RUNS.c.case_id,
             RUNS.c.platform_id,
@@ -220,20 +262,16 @@ def _runs(connection: Connection, nights: Mapping[int, Night]) -> dict[SeriesKey
             RUN_VALUES.c.value,
         )
         .join(RUN_VALUES, RUN_VALUES.c.run == RUNS.c.id)
-        .where(
-            of_nights,
-            RUNS.c.outcome == "ok",
-            RUN_VALUES.c.metric.in_(phases),
-            RUNS.c.run_id.not_in(select(PLANNED.c.run_id).where(PLANNED.c.purpose.in_(_NOT_OF_EVERY_NIGHT))),
-        )
+        .where(of_nights, RUNS.c.outcome == "ok", RUN_VALUES.c.metric.in_(phases))
     )
     found: dict[SeriesKey, list[Run]] = defaultdict(list)
-    for run, night, case, platform, repeat, metric, value in rows:
+    for run, run_id, night, case, platform, repeat, metric, value in rows:
+        planned = run_id not in unplanned
         found[cases[case], platforms[platform], phases[metric]].append(
-            Run(run, nights[night].number, value, f"repeat {repeat}", tuple(sorted(where[run])))
+            Run(run, nights[night].number, value, f"repeat {repeat}", tuple(sorted(where[run])), planned)
         )
     for runs in found.values():
-        runs.sort(key=lambda one: (one.night, one.run))
+        runs.sort(key=lambda one: (one.night, not one.planned, one.run))
     return dict(sorted(found.items()))
 
 

@@ -12,7 +12,17 @@ from sqlalchemy import insert, select
 from harness.case import PHASES, Case
 from regress_db.calibration import calibrate, level_for, plans
 from regress_db.errors import NotFoundError
-from regress_db.method.shuffles import Alarms, NightValues, Rate, Settled, shuffled_alarms
+from regress_db.method.shuffles import (
+    Alarms,
+    Design,
+    NightValues,
+    Rate,
+    Settled,
+    level_within,
+    night_share,
+    replayed_alarms,
+    shuffled_alarms,
+)
 from regress_db.schema import (
     CALIBRATIONS,
     CASES,
@@ -109,7 +119,7 @@ def fill(history, *, cases=6, nights=30, runs=1, sd=0.02, plan="nightly", noise=
 
 
 def found(history, **options):
-    return calibrate(history, "nightly", **{"who": "someone", "seed": 1, "shuffles": 40, "floor": 0.05, **options})
+    return calibrate(history, "nightly", **{"who": "someone", "seed": 1, "shuffles": 40, "floor": 0.1, **options})
 
 
 def recorded(history):
@@ -199,13 +209,23 @@ def test_an_accepted_change_parts_the_history_where_the_person_says(history):
 def test_a_night_that_slowed_everything_is_taken_out_before_shuffling(history):
     shifts = np.random.default_rng(4).normal(size=30) * 4
     fill(history, cases=40, noise=lambda chance, night, case: chance.normal() + shifts[night], sd=0.015)
-    made = found(history, floor=0.03)
+    made = found(history, floor=0.04)
     assert made.nights_with == 0
 
 
 def test_re_runs_and_the_other_half_of_an_a_a_check_are_no_part_of_it(history):
     fill(history, runs=3, purpose=lambda repeat: ("planned", "confirmation", "aa")[repeat])
-    assert found(history).runs == 12 * 30
+    made = found(history)
+    assert made.runs == 12 * 30
+    assert made.night_share_known
+    assert made.night_share < 0.2
+
+
+def test_without_two_runs_in_a_night_its_share_is_assumed_and_that_is_said(history):
+    fill(history)
+    made = found(history)
+    assert (made.night_share, made.night_share_known) == (0.25, False)
+    assert "is taken to be a night's" in made.sentence
 
 
 def test_nights_of_several_runs_stay_together(history):
@@ -240,12 +260,16 @@ def loud(count, nights=30, seed=0):
     ]
 
 
+TEN = Design(baseline_nights=10)
+NONE = Alarms(0, {}, (), ())
+
+
 def test_false_alarms_fall_with_the_level_and_the_level_found_keeps_the_budget():
-    alarms = shuffled_alarms(loud(30), shuffles=60, seed=1, confirmations=2, baseline_nights=10)
+    alarms = shuffled_alarms(loud(30), TEN, shuffles=60, seed=1)
     counts = [alarms.count(level) for level in (1e-1, 1e-2, 1e-3, 1e-4)]
     assert counts == sorted(counts, reverse=True)
     for budget in (0.2, 0.05):
-        level = alarms.level_for(budget)
+        level = level_within(budget, alarms, NONE)
         assert level is None or (level <= budget and alarms.per_night(level)[0] <= budget)
 
 
@@ -253,9 +277,50 @@ def test_a_budget_that_nothing_keeps_gives_no_level():
     key = ("case", "p", "combine")
     always = tuple(((key, 1e-12),) for _ in range(20))
     alarms = Alarms(20, {key: 20}, always, ((),) * 20)
-    assert alarms.level_for(0.03) is None
+    quiet = Alarms(20, {key: 20}, ((),) * 20, ((),) * 20)
+    assert level_within(0.03, alarms, NONE) is None
+    assert level_within(0.03, quiet, NONE) == 0.03
+    assert level_within(0.03, quiet, alarms) is None
     assert alarms.per_night(0.03)[0] == 1
     assert alarms.of_series(0.03)[key].hits == 20
+
+
+def test_nights_in_their_own_order_see_what_shuffling_cannot():
+    """Levels that wander: each night is like the one before it, and unlike those of a month ago."""
+    chance = np.random.default_rng(2)
+    walks = 0.01 * np.cumsum(chance.normal(size=(60, 20)), axis=0)
+    series = [
+        Settled(
+            (f"case {number}", "p", "combine"),
+            "p",
+            0.02,
+            (tuple(NightValues(night, (100 * math.exp(walks[night, number]),)) for night in range(60)),),
+        )
+        for number in range(20)
+    ]
+    design = Design(baseline_nights=10, night_share=0.9)
+    shuffled = shuffled_alarms(series, design, shuffles=50, seed=1)
+    replayed = replayed_alarms(series, design, newest=50, seed=1)
+    assert replayed.judged == 50
+    assert replayed.nights(0.03).value > 3 * shuffled.nights(0.03).value
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_the_nights_share_is_found_though_only_slow_first_runs_were_measured_again(share):
+    chance = np.random.default_rng(5)
+    night = math.sqrt(share) * chance.normal(size=8000)
+    first = night + math.sqrt(1 - share) * chance.normal(size=8000)
+    again = night + math.sqrt((1 - share) / 2) * chance.normal(size=8000)
+    slow = first > 1.6
+    found = night_share(list(zip(first[slow], again[slow], strict=True)))
+    assert found == pytest.approx(share, abs=0.06)
+
+
+def test_a_spike_is_no_night_and_few_pairs_say_nothing():
+    spiked = [(30.0, 0.1), (25.0, -0.2), (28.0, 0.0)] * 10
+    assert night_share(spiked) < 0.15
+    assert night_share([(2.0, 2.0)] * 7) is None
+    assert night_share([]) is None
 
 
 def test_several_alarms_in_one_night_are_counted_each_and_the_night_once():
@@ -270,14 +335,14 @@ def test_several_alarms_in_one_night_are_counted_each_and_the_night_once():
 
 def test_short_stretches_are_left_out_and_nothing_at_all_is_no_error():
     short = Settled(("a", "p", "combine"), "p", 0.05, (tuple(NightValues(n, (100.0,)) for n in range(7)),))
-    alarms = shuffled_alarms([short], shuffles=5, seed=1, confirmations=2, baseline_nights=10)
+    alarms = shuffled_alarms([short], TEN, shuffles=5, seed=1)
     assert alarms.trials == {}
     assert alarms.count(0.1) == 0
 
 
 def test_series_without_any_noise_raise_no_alarm():
     still = Settled(("a", "p", "combine"), "p", 0.01, (tuple(NightValues(n, (100.0,)) for n in range(12)),))
-    alarms = shuffled_alarms([still] * 3, shuffles=20, seed=1, confirmations=2, baseline_nights=10)
+    alarms = shuffled_alarms([still] * 3, TEN, shuffles=20, seed=1)
     assert alarms.count(0.1) == 0
 
 
