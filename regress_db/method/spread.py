@@ -105,14 +105,14 @@ class SpreadPrior:
 class Spread:
     """Spread of one run of a series: its variance (log scale squared) after shrinkage, and the night's part of it.
 
-    own_df, night_df, prior_df: degrees of freedom of all its runs, of its nights, of the platform. night_known: whether
-    `night_share` comes from data, its own or the platform's.
+    share_sd: how uncertain the share is; own_df, prior_df: degrees of freedom of its runs and of the platform;
+    night_known: whether `night_share` comes from data, its own or the platform's.
     """
 
     variance: float
     night_share: float
+    share_sd: float
     own_df: float
-    night_df: float
     prior_df: float
     night_known: bool
 
@@ -121,11 +121,12 @@ class Spread:
         return self.variance * (self.night_share * night_weight + (1 - self.night_share) * run_weight)
 
     def df_of_difference(self, night_weight: float, run_weight: float) -> float:
-        """Its degrees of freedom (Satterthwaite), never more than all runs and the platform have."""
-        by_night = self.night_share * night_weight
-        part = by_night / (by_night + (1 - self.night_share) * run_weight)
-        own = 1 / (part**2 / max(self.night_df, 1.0) + (1 - part) ** 2 / self.own_df)
-        return self.prior_df + min(self.own_df, own)
+        """Its degrees of freedom: 2 over the relative variance of that estimate, which has two parts: the spread's and,
+        by the delta method, the share's, which matters the more the less alike both weights are.
+        """
+        units = self.night_share * night_weight + (1 - self.night_share) * run_weight
+        of_share = ((night_weight - run_weight) * self.share_sd / units) ** 2
+        return 1 / (1 / (self.own_df + self.prior_df) + of_share / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,32 +227,33 @@ def spread_of(new: Runs, base: Runs, earlier: Sequence[Runs], prior: SpreadPrior
     segments = [runs for runs in (base, *earlier) if runs.values_us]
     limits = [_limit(runs.logs(), scale) for runs in segments]
     old = [_squares(runs, limit) for runs, limit in zip(segments, limits, strict=True)]
-    share, known = _night_share(old, prior)
+    share, share_sd, known = _night_share(old, prior)
     beside = replace(_squares(new, limits[0], cost=False), between=0.0, between_df=0.0)
     squares = _together([*old, beside])
     if squares.within_df + squares.between_df <= 0:
         raise ValueError("one run of a series has no spread")
     variance, own_df = _variance(squares, share)
-    night_df = sum(one.between_df for one in old) + (_PRIOR_NIGHTS if known else 0.0)
     prior_df = 0.0
     if prior is not None and prior.df > 0:
         noisier = f_upper(variance / prior.variance, own_df, prior.df)
         prior_df = prior.df * min(1.0, noisier / _NOISIER)
         variance = (own_df * variance + prior_df * prior.variance) / (own_df + prior_df)
-    return Spread(variance, share, own_df, night_df, prior_df, known)
+    return Spread(variance, share, share_sd, own_df, prior_df, known)
 
 
-def _night_share(old: Sequence[_Squares], prior: SpreadPrior | None) -> tuple[float, bool]:
-    """The share, and whether data say so."""
+def _night_share(old: Sequence[_Squares], prior: SpreadPrior | None) -> tuple[float, float, bool]:
+    """The share, its standard deviation, and whether data say so: the series' own, weighed against the platform's."""
     platform = None if prior is None else prior.night_share
     squares = _together(old)
-    if squares.between_df == 0:
-        return (0.0, False) if platform is None else (platform, True)
-    expected = UNKNOWN_NIGHT_SHARE if platform is None else platform
-    if squares.within_df == 0 or squares.within == 0:
-        return expected, platform is not None
-    weight = min(squares.between_df, squares.within_df)
-    return (weight * _share(squares) + _PRIOR_NIGHTS * expected) / (weight + _PRIOR_NIGHTS), True
+    if squares.between_df == 0 and platform is None:
+        return 0.0, 0.0, False
+    expected, doubt = (UNKNOWN_NIGHT_SHARE, UNKNOWN_NIGHT_SHARE) if platform is None else (platform, 0.0)
+    weight = min(squares.between_df, squares.within_df) if squares.within > 0 else 0.0
+    own = _share(squares) if weight > 0 else 0.0
+    share = (weight * own + _PRIOR_NIGHTS * expected) / (weight + _PRIOR_NIGHTS)
+    nights = weight + (0.0 if platform is None else _PRIOR_NIGHTS)
+    of_nights = share * (1 - share) * math.sqrt(2 / nights) if nights else 0.0
+    return share, math.hypot(of_nights, doubt * _PRIOR_NIGHTS / (weight + _PRIOR_NIGHTS)), nights > 0
 
 
 def platform_prior(baselines: Sequence[Runs]) -> SpreadPrior:
