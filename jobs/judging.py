@@ -77,7 +77,7 @@ def rules_of(history: History, plan: Plan) -> Rules:
     return Rules(
         floor=plan.floors,
         level=level_for(history, plan.name) or plan.level,
-        confirmations=plan.verdict.confirmations,
+        confirmations=plan.verdict.confirmations * plan.runs_of_a_confirmation,
         controls=tuple(plan.verdict.controls),
         waivers=() if plan.waivers_file is None else waivers.load(plan.waivers_file),
     )

@@ -144,9 +144,10 @@ def _purpose(plan: Plan) -> Callable[[PlannedRun], str]:
 
 
 def _jobs_again(plan: Plan, manifest: Manifest, cases: Sequence[Case], time_again: int) -> list[PackedJob]:
-    """The jobs of one confirmation: every one of these cases as often as the night measured it."""
-    first = plan.runs_of_a_case + time_again * plan.measure.repeats
-    return pack(plan_runs(cases, plan.measure.repeats, manifest.night, first=first), manifest.seed)
+    """The jobs of one confirmation."""
+    count = plan.runs_of_a_confirmation
+    first = plan.runs_of_a_case + time_again * count
+    return pack(plan_runs(cases, count, manifest.night, first=first), manifest.seed)
 
 
 def _spec(plan: Plan, job: PackedJob, folder: Path, spool: Path) -> JobSpec:

@@ -217,6 +217,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.measure.repeats * (2 if self.measure.aa else 1)
 
     @property
+    def runs_of_a_confirmation(self) -> int:
+        """How many runs of a candidate each confirmation adds: half as many as the night measured."""
+        return (self.measure.repeats + 1) // 2
+
+    @property
     def level(self) -> float:
         """The false discovery rate over one night that keeps to the plan's false alarms."""
         return self.verdict.false_alarms_a_month / NIGHTS_A_MONTH

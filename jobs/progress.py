@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 Update = Callable[[int, str], None]
-"""`update(done, what)`: so many steps are done, and what is going on now."""
+"""`update(done, what)`: so many steps are done (more than were planned, where some are done again), and what goes on."""
 
 
 @contextlib.contextmanager
@@ -36,6 +36,7 @@ def _lines(total: int, title: str) -> Update:
     def update(done: int, what: str) -> None:
         if said[-1:] != [what]:
             said[:] = [what]
-            print(f"{title}: {what} ({done} of {total} done)", file=sys.stderr, flush=True)
+            come = f"{done} of {total} done" if done <= total else f"{total} done, and {done - total} re-runs"
+            print(f"{title}: {what} ({come})", file=sys.stderr, flush=True)
 
     return update

@@ -58,7 +58,8 @@ class Rules:
     """How a night is judged.
 
     floor: see `Floor`. level: the false discovery rate over the night, None for the method's own (one false alarm a
-    month). confirmations: how often a candidate may be measured again before it is believed. controls: backends that
+    month). confirmations: how many runs a candidate may still get before it is believed, beyond those it was first
+    measured with. controls: backends that
     do not run the code under test, hence cannot be slowed by a commit. waivers: slowings that are tolerated.
     """
 
@@ -192,9 +193,8 @@ class _Series:
         return [run for run in self.runs if (self.phase, _VALUE) in run.values]
 
     def runs_to_come(self, confirmations: int) -> int:
-        """How many runs a candidate would still get: each confirmation repeats what the night did first."""
-        again = sum(run.purpose == CONFIRMATION for run in self.new)
-        return max(0, confirmations * (len(self.new) - again) - again)
+        """How many more runs a candidate would still get."""
+        return max(0, confirmations - sum(run.purpose == CONFIRMATION for run in self.new))
 
     def values(self, runs: Iterable[RunFacts]) -> list[float]:
         """The run values of these runs, in µs."""

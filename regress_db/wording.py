@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """In place of a baseline's name: each series is judged against its own past, since the last accepted change."""
 
+BEYOND_TELLING = 10.0
+"""A relative change above which a number says no more than "very large"."""
+
 
 def percent(change: float) -> str:
     """A relative change as a signed percentage with a sensible number of digits: `+3.1 %`."""
@@ -21,7 +24,9 @@ def percent(change: float) -> str:
 
 
 def size(change: float) -> str:
-    """A relative change without its sign, such as a floor: `10 %`."""
+    """A relative change without its sign, such as a floor: `10 %`; what is beyond telling, as `> 1000 %`."""
+    if change > BEYOND_TELLING:
+        return f"> {BEYOND_TELLING * 100:.0f} %"
     value = change * 100
     return f"{value:.0f} %" if value >= 99.5 else f"{value:.3g} %"
 
@@ -102,6 +107,8 @@ def _what_counts(said: SeriesVerdict) -> str:
 
 def _seen(said: SeriesVerdict) -> str:
     """What could have been seen, and what would see the floor."""
+    if (said.detectable or 0.0) > BEYOND_TELLING:
+        return "its runs vary so much that hardly any slowing could have been seen"
     seen = f"a slowing of {size(said.detectable or 0.0)} or more would most likely have been seen"
     if said.runs_needed is None:
         return f"{seen}; more runs a night would not see {size(said.floor)}, a longer baseline might"
