@@ -45,14 +45,15 @@ LEFT JOIN nights n ON n.id = r.night_id
 """
 
 _NIGHTS = """
-SELECT n.name AS night, n.plan, n.started_at, n.finished_at, n.judged_at, n.judge, n.against, n.level,
-  n.aa_series, n.aa_alarms,
+SELECT n.name AS night, n.plan, n.started_at, n.finished_at, n.judged_at, n.judge, n.against, b.name AS baseline,
+  n.level, n.aa_series, n.aa_alarms,
   (SELECT count(*) FROM planned p WHERE p.night_id = n.id) AS planned,
   (SELECT count(*) FROM runs r WHERE r.night_id = n.id AND r.outcome = 'ok') AS ok,
   (SELECT count(*) FROM runs r WHERE r.night_id = n.id AND r.outcome <> 'ok') AS not_ok,
   (SELECT count(*) FROM planned p LEFT JOIN runs r ON r.run_id = p.run_id
     WHERE p.night_id = n.id AND r.id IS NULL) AS missing
 FROM nights n
+LEFT JOIN baselines b ON b.id = n.baseline_id
 """
 
 _VERDICTS = """
