@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from regress_db.method import changepoints_null, changepoints_scan as scanning
+from regress_db.method import changepoints_null
+from regress_db.method import changepoints_scan as scanning
 
 HERE = Path(changepoints_null.__file__)
 SEARCHED = [*range(6, 25), 26, 28, 30, 33, 36, 40, 45, 50, 60, 70, 80, 100, 120, 150, 200, 280, 400, 560, 800, 1130]
@@ -42,9 +43,7 @@ def search_scores(chance: np.random.Generator, points: int, work: float) -> np.n
     """Scores of random orders of so many points."""
     wanted = int(np.clip(work / points, 6_000, 200_000))
     batch = max(1, 200_000 // points)
-    return np.concatenate(
-        [scanning.highest_scores(chance.random((batch, points))) for _ in range(-(-wanted // batch))]
-    )
+    return np.concatenate([scanning.highest_scores(chance.random((batch, points))) for _ in range(-(-wanted // batch))])
 
 
 def recent_scores(chance: np.random.Generator, points: int, work: float) -> np.ndarray:

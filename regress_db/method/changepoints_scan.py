@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from scipy.special import gammaln, log_ndtr
 
 from regress_db.method.changepoints_null import LEVELS, RECENT_SCORES, SEARCH_SCORES
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 LEAST_SIDE = 3
 """A split has at least so many points on each side; one or two nights away and back are no step."""
@@ -48,13 +49,10 @@ class Candidates:
     score: Array
 
 
-def scan(values: Array, *, deflate: float = 1.0) -> Candidates:
-    """The best split in each seeded interval of values [n]; none where n < 2 * LEAST_SIDE.
-
-    deflate: what to divide each deviation by before it is scored, for noise that is still correlated.
-    """
+def scan(values: Array) -> Candidates:
+    """The best split in each seeded interval of values [n]; none where n < 2 * LEAST_SIDE."""
     found: list[tuple[Array | NDArray[np.intp], ...]] = []
-    for starts, length, best, score in _layers(values[None, :], deflate):
+    for starts, length, best, score in _layers(values[None, :]):
         found.append((starts, starts + length, starts + best[0], score[0]))
     if not found:
         none = np.zeros(0, dtype=np.intp)
@@ -65,10 +63,10 @@ def scan(values: Array, *, deflate: float = 1.0) -> Candidates:
 
 def highest_scores(values: Array) -> Array:
     """The scan's score [s] of each of s series, values [s, n]: what the table of the null is made of."""
-    return np.max([score.max(axis=-1) for _, _, _, score in _layers(values, 1.0)], axis=0)
+    return np.max([score.max(axis=-1) for _, _, _, score in _layers(values)], axis=0)
 
 
-def recent_scores(values: Array, *, deflate: float = 1.0) -> Array:
+def recent_scores(values: Array) -> Array:
     """Scores [MOST_RECENT - 1] of the last 2, 3, ... 7 points of values [n] against those before them.
 
     -inf where fewer points are before than after.
@@ -78,7 +76,7 @@ def recent_scores(values: Array, *, deflate: float = 1.0) -> Array:
     ranks = _centred_ranks(values)
     squares = float(ranks @ ranks)
     for position, recent in enumerate(range(LEAST_RECENT, min(MOST_RECENT, count // 2) + 1)):
-        scores[position] = score_of_sums(ranks[-recent:].sum(), count, recent, squares=squares, deflate=deflate)
+        scores[position] = score_of_sums(ranks[-recent:].sum(), count, recent, squares=squares)
     return scores
 
 
@@ -88,9 +86,7 @@ def split_score(before: Array, after: Array) -> float:
     return float(score_of_sums(ranks[: len(before)].sum(), len(ranks), len(before), squares=float(ranks @ ranks)))
 
 
-def score_of_sums(
-    total: Array, points: int, side: int, *, squares: float | None = None, deflate: float = 1.0
-) -> Array:
+def score_of_sums(total: Array, points: int, side: int, *, squares: float | None = None) -> Array:
     """Scores [...] of one split by the sums of the centred ranks of the `side` points on one side of it.
 
     squares: the sum of all squared ranks; without, that of ranks without ties.
@@ -98,7 +94,7 @@ def score_of_sums(
     side = min(side, points - side)
     of_split = tuple(column[:1] for column in _splits(points, side))
     whole = np.asarray(points * (points * points - 1) / 12 if squares is None else squares)
-    return _score_of(np.asarray(total)[..., None], whole[..., None], of_split, deflate)[..., 0]  # type: ignore[arg-type]
+    return _score_of(np.asarray(total)[..., None], whole[..., None], of_split)[..., 0]  # type: ignore[arg-type]
 
 
 def search_p_value(score: float, points: int) -> float:
@@ -125,12 +121,12 @@ def _seeded(points: int) -> tuple[tuple[int, NDArray[np.intp]], ...]:
     return tuple(layers)
 
 
-def _layers(values: Array, deflate: float) -> list[tuple[NDArray[np.intp], int, NDArray[np.intp], Array]]:
+def _layers(values: Array) -> list[tuple[NDArray[np.intp], int, NDArray[np.intp], Array]]:
     """Of each layer: starts [c], length, and of the best split its place in the interval and score, [s, c] each."""
     found = []
     for length, starts in _seeded(values.shape[-1]):
         windows = np.lib.stride_tricks.sliding_window_view(values, length, axis=-1)[:, starts]
-        scores = _scores(_centred_ranks(windows), LEAST_SIDE, deflate)
+        scores = _scores(_centred_ranks(windows), LEAST_SIDE)
         best = scores.argmax(axis=-1)
         score = np.take_along_axis(scores, best[..., None], axis=-1)[..., 0]
         found.append((starts, length, best + LEAST_SIDE, score))
@@ -172,19 +168,19 @@ def _splits(length: int, side: int) -> _Splits:
     return before, half, variance, np.maximum(exact - _minus_log_p(largest), 0.0)
 
 
-def _scores(ranks: Array, side: int, deflate: float) -> Array:
+def _scores(ranks: Array, side: int) -> Array:
     """Score of each split [..., splits] of centred ranks [..., length] with `side` points on both sides."""
     of_splits = _splits(ranks.shape[-1], side)
     squares = np.einsum("...i,...i->...", ranks, ranks)[..., None]
-    return _score_of(ranks.cumsum(axis=-1)[..., of_splits[0] - 1], squares, of_splits, deflate)
+    return _score_of(ranks.cumsum(axis=-1)[..., of_splits[0] - 1], squares, of_splits)
 
 
-def _score_of(sums: Array, squares: Array, of_splits: _Splits, deflate: float) -> Array:
+def _score_of(sums: Array, squares: Array, of_splits: _Splits) -> Array:
     """-log of the two-sided p: normal in the middle, exact at perfect separation, where normal is far too cautious
-    for a short side; in between a smooth transition. It needs no accuracy there: the table of the null is of this score.
+    for a short side; in between a smooth transition. It needs no accuracy there: the null's table is of this score.
     """
     _, half, variance, rise = of_splits
-    deviation = np.maximum(np.abs(sums) - 0.5, 0.0) / deflate
+    deviation = np.maximum(np.abs(sums) - 0.5, 0.0)
     z = deviation / np.sqrt(np.maximum(variance * squares, 1e-300))
     scores: Array = _minus_log_p(z) + (deviation / (half - 0.5)) ** _EXACT_AT_THE_END * rise
     return scores
@@ -192,7 +188,8 @@ def _score_of(sums: Array, squares: Array, of_splits: _Splits, deflate: float) -
 
 def _minus_log_p(z: Array) -> Array:
     """Of two-sided p-values of normal deviates z >= 0."""
-    return -log_ndtr(-z) - math.log(2)  # type: ignore[no-any-return]
+    minus_logs: Array = -log_ndtr(-z) - math.log(2)
+    return minus_logs
 
 
 def _p_value(score: float, points: int, table: dict[int, tuple[float, ...]]) -> float:
