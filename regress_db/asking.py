@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from harness.case import Phase
     from regress_db.aggregation import Aggregate, By, TrendGroup
+    from regress_db.details import Sample
     from regress_db.frames import Answer
     from regress_db.history import History
-    from regress_db.queries import ComparedValue, NightLine, RunLine, Sample, TrendPoint
-    from regress_db.sides import ComparedSeries
+    from regress_db.queries import NightLine, RunLine, TrendPoint
+    from regress_db.sides import ComparedSeries, ComparedValue
 
 Time = str | datetime | None
 """As `filters.parse_moment` reads it, or an aware time."""
@@ -75,13 +76,12 @@ class Asking:
     ) -> Answer[ComparedValue] | Answer[ComparedSeries]:
         """Two runs value by value, or two nights, commits or baselines series by series; see `sides.side`."""
         from regress_db.frames import Answer
-        from regress_db.queries import ComparedValue, compare
         from regress_db.selection import Selection
-        from regress_db.sides import ComparedSeries, compare_sides, side
+        from regress_db.sides import ComparedSeries, ComparedValue, compare_runs, compare_sides, side
 
         one, other = (side(_itself(self), name) for name in (first, second))
         if one.kind == other.kind == "run":
-            return Answer(compare(_itself(self), one.name, other.name).values, ComparedValue)
+            return Answer(compare_runs(_itself(self), one.name, other.name).values, ComparedValue)
         found = compare_sides(_itself(self), one, other, Selection.of(*texts), metric=metric, phase=phase)
         return Answer(found.series, ComparedSeries)
 
@@ -102,8 +102,8 @@ class Asking:
 
     def samples(self, run: str = "latest") -> Answer[Sample]:
         """Every timed iteration of the run whose id starts so."""
+        from regress_db.details import Sample, sample_lines
         from regress_db.frames import Answer
-        from regress_db.queries import Sample, sample_lines
 
         return Answer(sample_lines(_itself(self), run), Sample)
 

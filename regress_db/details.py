@@ -1,16 +1,18 @@
-"""Everything the history has about one run, as one value. Used by `regress_db.queries` and `regress_db.report`."""
+"""Everything the history has about one run: `show` as one value, its samples apart. Used by the command line,
+`regress_db.sides` and `regress_db.asking`.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, select
 
 from harness.case import Phase
-from regress_db import lookup
+from regress_db import lookup, samples
+from regress_db.history import History
 from regress_db.schema import (
     CASES,
     CHECKS,
@@ -18,13 +20,12 @@ from regress_db.schema import (
     FAILURES,
     METRICS,
     NIGHTS,
-    NODES,
     PLATFORMS,
     RANK_VALUES,
     RUN_PHASES,
-    RUN_RANKS,
     RUN_VALUES,
     RUNS,
+    SAMPLES,
 )
 
 
@@ -86,6 +87,43 @@ class RunDetail:
     phases: tuple[PhaseDetail, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One timed iteration on one rank, in µs. counted: whether the statistics are of it; the first one is left out."""
+
+    phase: Phase
+    rank: int
+    iteration: int
+    latency_us: float
+    counted: bool
+
+
+def show(history: History, run: str) -> RunDetail:
+    """Everything about the run whose id starts with `run` (or the `latest`). `NotFoundError` for none or several."""
+    with history.read() as connection:
+        return load_detail(connection, lookup.run(connection, run)[0])
+
+
+def samples_of(history: History, run: str) -> dict[Phase, list[list[float]]]:
+    """The samples of a run, in µs, [ranks][iterations] by phase; exact to float32."""
+    with history.read() as connection:
+        number, _ = lookup.run(connection, run)
+        rows = connection.execute(select(SAMPLES.c.phase, SAMPLES.c.packed).where(SAMPLES.c.run == number)).all()
+    return {row.phase: samples.unpack(row.packed) for row in rows}
+
+
+def sample_lines(history: History, run: str) -> list[Sample]:
+    """The samples of a run, one a row: phase by phase, rank by rank, in order."""
+    detail = show(history, run)
+    dropped = {phase.phase: phase.leading_dropped for phase in detail.phases}
+    return [
+        Sample(phase, rank, iteration, latency_us, iteration >= dropped[phase])
+        for phase, of_phase in samples_of(history, detail.run_id).items()
+        for rank, of_rank in enumerate(of_phase)
+        for iteration, latency_us in enumerate(of_rank)
+    ]
+
+
 def load_detail(connection: Connection, number: int) -> RunDetail:
     """Everything about the run with this row number, which must exist."""
     row = connection.execute(
@@ -122,7 +160,7 @@ def load_detail(connection: Connection, number: int) -> RunDetail:
         iters=row.iters,
         failure=None if failure is None else FailureDetail(*failure),
         checks=tuple(CheckDetail(check.moment, check.passed, check.rows, check.detail) for check in checks),
-        ranks_on={host: tuple(ranks) for host, ranks in hosts_of(connection, [number])[number].items()},
+        ranks_on={host: tuple(ranks) for host, ranks in lookup.hosts_of(connection, [number])[number].items()},
         conditions=row.conditions,
         notes=tuple(row.notes),
         environment_digest=row.environment,
@@ -162,17 +200,3 @@ def _phases(connection: Connection, number: int) -> tuple[PhaseDetail, ...]:
         )
         for row in rows
     )
-
-
-def hosts_of(connection: Connection, numbers: Sequence[int]) -> dict[int, dict[str, list[int]]]:
-    """Host name to ranks, by run."""
-    found: dict[int, dict[str, list[int]]] = {number: defaultdict(list) for number in numbers}
-    for piece in lookup.chunks(numbers):
-        for run, hostname, rank in connection.execute(
-            select(RUN_RANKS.c.run, NODES.c.hostname, RUN_RANKS.c.rank)
-            .join(NODES, NODES.c.id == RUN_RANKS.c.node_id)
-            .where(RUN_RANKS.c.run.in_(piece))
-            .order_by(RUN_RANKS.c.rank)
-        ):
-            found[run][hostname].append(rank)
-    return found

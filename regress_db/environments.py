@@ -1,4 +1,4 @@
-"""Where two environments differ: flat, readable, one line each. Pure; used by `regress_db.queries` and the report."""
+"""Where two environments differ: flat, readable, one line each. Pure; used by `regress_db.sides` and the report."""
 
 from __future__ import annotations
 

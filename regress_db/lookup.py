@@ -5,13 +5,14 @@ Used by `regress_db.baselines`, `regress_db.verdicts` and `regress_db.queries`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
 from regress_db.errors import NotFoundError
-from regress_db.schema import BASELINES, CASES, NIGHTS, RUNS
+from regress_db.schema import BASELINES, CASES, NIGHTS, NODES, RUN_RANKS, RUNS
 
 LATEST = "latest"
 NEWEST_NIGHT_FIRST = (NIGHTS.c.started_at.desc().nulls_last(), NIGHTS.c.id.desc())
@@ -71,3 +72,17 @@ def chunks(values: Iterable[int]) -> Iterator[Sequence[int]]:
     whole = list(values)
     for start in range(0, len(whole), _CHUNK):
         yield whole[start : start + _CHUNK]
+
+
+def hosts_of(connection: Connection, numbers: Sequence[int]) -> dict[int, dict[str, list[int]]]:
+    """Host name to ranks, by run."""
+    found: dict[int, dict[str, list[int]]] = {number: defaultdict(list) for number in numbers}
+    for piece in chunks(numbers):
+        for run, hostname, rank in connection.execute(
+            select(RUN_RANKS.c.run, NODES.c.hostname, RUN_RANKS.c.rank)
+            .join(NODES, NODES.c.id == RUN_RANKS.c.node_id)
+            .where(RUN_RANKS.c.run.in_(piece))
+            .order_by(RUN_RANKS.c.rank)
+        ):
+            found[run][hostname].append(rank)
+    return found

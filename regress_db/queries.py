@@ -1,14 +1,14 @@
-"""What one can ask the history: trends, runs, one run, two runs, nights. Answers are frozen dataclasses, ready for a
-table, JSON or CSV.
+"""What one can ask of many runs: trends, lists of runs, nights. Answers are frozen dataclasses.
 
-Read-only. No query of values touches the samples; `samples_of` alone does. Called by the command line, the gate and
-notebooks; next to read: `regress_db.selection` (how runs are chosen), `regress_db.details` (one run).
+Read-only; no query touches the samples. Called by the command line, the gate and `regress_db.asking`. Next to read:
+`regress_db.selection` (how runs are chosen), `regress_db.aggregation` (trends in groups), `regress_db.sides` (two sets
+of runs side by side), `regress_db.details` (one run).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,9 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from harness.case import PHASES, Phase
-from regress_db import lookup, samples
-from regress_db.details import RunDetail, hosts_of, load_detail
-from regress_db.environments import Difference, differences
+from regress_db import lookup
 from regress_db.errors import NotFoundError
 from regress_db.history import History
 from regress_db.metrics import BANDWIDTH_METRIC
@@ -32,7 +30,6 @@ from regress_db.schema import (
     PLATFORMS,
     RUN_VALUES,
     RUNS,
-    SAMPLES,
 )
 from regress_db.selection import EVERYTHING, Selection
 
@@ -74,38 +71,6 @@ class RunLine:
     dispatch_gbs: float | None
     combine_gbs: float | None
     failure: str
-
-
-@dataclass(frozen=True, slots=True)
-class ComparedValue:
-    """One metric of two runs. change: (second - first) / first, None where it has none."""
-
-    phase: Phase
-    metric: str
-    first: float | None
-    second: float | None
-    change: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class RunComparison:
-    """Two runs side by side: values, and where case, platform, hosts and environment differ."""
-
-    first: RunDetail
-    second: RunDetail
-    values: tuple[ComparedValue, ...]
-    differences: tuple[Difference, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One timed iteration on one rank, in µs. counted: whether the statistics are of it; the first one is left out."""
-
-    phase: Phase
-    rank: int
-    iteration: int
-    latency_us: float
-    counted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +171,7 @@ def runs(history: History, selection: Selection = EVERYTHING) -> list[RunLine]:
         ).all()
         numbers = [row.id for row in rows]
         values = _values(connection, numbers, (DEFAULT_METRIC, BANDWIDTH_METRIC))
-        hosts = hosts_of(connection, numbers)
+        hosts = lookup.hosts_of(connection, numbers)
     return [
         RunLine(
             run_id=row.run_id,
@@ -225,43 +190,6 @@ def runs(history: History, selection: Selection = EVERYTHING) -> list[RunLine]:
         )
         for row in rows
     ]
-
-
-def show(history: History, run: str) -> RunDetail:
-    """Everything about the run whose id starts with `run` (or the `latest`). `NotFoundError` for none or several."""
-    with history.read() as connection:
-        return load_detail(connection, lookup.run(connection, run)[0])
-
-
-def samples_of(history: History, run: str) -> dict[Phase, list[list[float]]]:
-    """The samples of a run, in µs, [ranks][iterations] by phase; exact to float32."""
-    with history.read() as connection:
-        number, _ = lookup.run(connection, run)
-        rows = connection.execute(select(SAMPLES.c.phase, SAMPLES.c.packed).where(SAMPLES.c.run == number)).all()
-    return {row.phase: samples.unpack(row.packed) for row in rows}
-
-
-def sample_lines(history: History, run: str) -> list[Sample]:
-    """The samples of a run, one a row: phase by phase, rank by rank, in order."""
-    detail = show(history, run)
-    dropped = {phase.phase: phase.leading_dropped for phase in detail.phases}
-    return [
-        Sample(phase, rank, iteration, latency_us, iteration >= dropped[phase])
-        for phase, of_phase in samples_of(history, detail.run_id).items()
-        for rank, of_rank in enumerate(of_phase)
-        for iteration, latency_us in enumerate(of_rank)
-    ]
-
-
-def compare(history: History, first: str, second: str) -> RunComparison:
-    """Two runs side by side; each is named as in `show`."""
-    with history.read() as connection:
-        one, other = (load_detail(connection, lookup.run(connection, run)[0]) for run in (first, second))
-    values = [
-        ComparedValue(phase, metric, before, after, relative_change(before, after))
-        for phase, metric, before, after in _paired(one, other)
-    ]
-    return RunComparison(one, other, tuple(values), tuple(differences(_facts(one), _facts(other))))
 
 
 def nights(history: History, limit: int | None = None) -> list[NightLine]:
@@ -335,29 +263,3 @@ def _values(
         ):
             found[run][phase, name] = value
     return found
-
-
-def _paired(one: RunDetail, other: RunDetail) -> list[tuple[Phase, str, float | None, float | None]]:
-    """Every metric of either run, with its value in each."""
-    of_one = {(detail.phase, name): value for detail in one.phases for name, value in detail.values.items()}
-    of_other = {(detail.phase, name): value for detail in other.phases for name, value in detail.values.items()}
-    keys = dict.fromkeys([*of_one, *of_other])
-    return [(phase, name, of_one.get((phase, name)), of_other.get((phase, name))) for phase, name in keys]
-
-
-def relative_change(before: float | None, after: float | None) -> float | None:
-    """(after - before) / before, None where it has none."""
-    return None if before is None or after is None or before == 0 else (after - before) / before
-
-
-def _facts(run: RunDetail) -> Mapping[str, Any]:
-    """What of a run may explain a difference in its values."""
-    return {
-        "case": run.case,
-        "platform": run.platform,
-        "hosts": ", ".join(run.ranks_on),
-        "outcome": run.outcome,
-        "iters": str(run.iters),
-        "warmup": str(run.warmup),
-        **run.environment,
-    }

@@ -1,7 +1,7 @@
 """How the samples of one phase are packed into one blob.
 
 float32 (seven digits: a nanosecond in ten milliseconds), ranks after one another, bytes transposed so that exponents
-lie together, then zlib. Round trip is exact to float32. Pure; used by `regress_db.ingest` and `regress_db.queries`.
+lie together, then zlib. Round trip is exact to float32. Pure; used by `regress_db.ingest` and `regress_db.details`.
 """
 
 from __future__ import annotations

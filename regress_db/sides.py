@@ -1,7 +1,7 @@
-"""Two sets of runs side by side: nights, commits, baselines or single runs, series by series.
+"""Side by side: two runs value by value, or two nights, commits or baselines series by series.
 
-Called by `epwatch compare` and `History.compare`; two single runs are `regress_db.queries.compare`'s, which knows more
-of them. A change here is that of two medians, without an interval: a verdict takes `regress_db.verdicts`.
+Called by `epwatch compare` and `History.compare`. A change here is that of two values or medians, without an interval:
+a verdict takes `regress_db.verdicts`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,10 +17,12 @@ from sqlalchemy import ColumnElement, Connection, select
 
 from harness.case import PHASES, Phase
 from regress_db import lookup
+from regress_db.details import RunDetail, load_detail
+from regress_db.environments import Difference, differences
 from regress_db.errors import NotFoundError
 from regress_db.history import History
 from regress_db.metrics import RUN_VALUE_METRIC
-from regress_db.queries import metric_numbers, relative_change
+from regress_db.queries import metric_numbers
 from regress_db.schema import BASELINE_RUNS, BASELINES, CASES, ENVIRONMENTS, NIGHTS, PLATFORMS, RUN_VALUES, RUNS
 from regress_db.selection import EVERYTHING, Selection
 
@@ -42,6 +44,27 @@ class Side:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedValue:
+    """One metric of two runs. change: (second - first) / first, None where it has none."""
+
+    phase: Phase
+    metric: str
+    first: float | None
+    second: float | None
+    change: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunComparison:
+    """Two runs side by side: values, and where case, platform, hosts and environment differ."""
+
+    first: RunDetail
+    second: RunDetail
+    values: tuple[ComparedValue, ...]
+    differences: tuple[Difference, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +112,17 @@ def side(history: History, name: str) -> Side:
         names = ", ".join(f"{one.kind}:{one.name}" for one in found[:_CANDIDATES])
         raise NotFoundError(f"{name!r} may be {names}{', and more' * (len(found) > _CANDIDATES)}: say which")
     return found[0]
+
+
+def compare_runs(history: History, first: str, second: str) -> RunComparison:
+    """Two runs side by side; each is named as in `details.show`."""
+    with history.read() as connection:
+        one, other = (load_detail(connection, lookup.run(connection, run)[0]) for run in (first, second))
+    values = [
+        ComparedValue(phase, metric, before, after, relative_change(before, after))
+        for phase, metric, before, after in _paired(one, other)
+    ]
+    return RunComparison(one, other, tuple(values), tuple(differences(_facts(one), _facts(other))))
 
 
 def compare_sides(
@@ -184,3 +218,29 @@ def _values(
     for case, platform, metric, value in rows:
         found[case, platform, metric].append(value)
     return found
+
+
+def _paired(one: RunDetail, other: RunDetail) -> list[tuple[Phase, str, float | None, float | None]]:
+    """Every metric of either run, with its value in each."""
+    of_one = {(detail.phase, name): value for detail in one.phases for name, value in detail.values.items()}
+    of_other = {(detail.phase, name): value for detail in other.phases for name, value in detail.values.items()}
+    keys = dict.fromkeys([*of_one, *of_other])
+    return [(phase, name, of_one.get((phase, name)), of_other.get((phase, name))) for phase, name in keys]
+
+
+def relative_change(before: float | None, after: float | None) -> float | None:
+    """(after - before) / before, None where it has none."""
+    return None if before is None or after is None or before == 0 else (after - before) / before
+
+
+def _facts(run: RunDetail) -> Mapping[str, Any]:
+    """What of a run may explain a difference in its values."""
+    return {
+        "case": run.case,
+        "platform": run.platform,
+        "hosts": ", ".join(run.ranks_on),
+        "outcome": run.outcome,
+        "iters": str(run.iters),
+        "warmup": str(run.warmup),
+        **run.environment,
+    }

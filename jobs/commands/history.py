@@ -15,9 +15,9 @@ from jobs.tables import Column, Format, as_json, change, figure, number, print_t
 if TYPE_CHECKING:
     from regress_db.aggregation import TrendGroup
     from regress_db.environments import Difference
-    from regress_db.queries import ComparedValue, NightLine, RunComparison, RunLine, TrendPoint
+    from regress_db.queries import NightLine, RunLine, TrendPoint
     from regress_db.selection import Selection
-    from regress_db.sides import ComparedSeries, SetComparison
+    from regress_db.sides import ComparedSeries, ComparedValue, RunComparison, SetComparison
 
 _ID_SHOWN = 12
 _GROUP_SHOWN = 30
@@ -176,8 +176,8 @@ def _metric_columns() -> list[Column[tuple[str, str, float]]]:
 @format_options
 def show_(run: str, db: str | None, form: Format) -> None:
     """Show everything about RUN but its samples; the head of its id will do, or `latest`."""
+    from regress_db.details import show as ask
     from regress_db.environments import flatten
-    from regress_db.queries import show as ask
 
     with open_history(db) as history:
         found = ask(history, run)
@@ -241,15 +241,13 @@ def compare(
     A change here says nothing about chance: a verdict takes `epwatch nightly`, with repeats.
     """
     from regress_db.selection import EVERYTHING
-    from regress_db.sides import compare_sides, side
+    from regress_db.sides import compare_runs, compare_sides, side
 
     with open_history(db) as history:
         one, other = side(history, first), side(history, second)
         if one.kind == other.kind == "run":
             if selection != EVERYTHING:
                 raise click.UsageError("A and B are one run each: there is nothing to choose from them")
-            from regress_db.queries import compare as compare_runs
-
             runs_ = compare_runs(history, one.name, other.name)
         else:
             sets = compare_sides(history, one, other, selection, metric=metric, phase=phase)

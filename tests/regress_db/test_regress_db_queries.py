@@ -17,12 +17,14 @@ from harness import record as records
 from harness.case import PHASES, Case
 from harness.record import Record, Traffic
 from regress_db import samples
+from regress_db.details import samples_of, show
 from regress_db.errors import NotFoundError
 from regress_db.history import History
 from regress_db.ingest import collect
 from regress_db.metrics import metrics_of
-from regress_db.queries import compare, nights, runs, samples_of, show, trend
+from regress_db.queries import nights, runs, trend
 from regress_db.selection import Selection
+from regress_db.sides import compare_runs
 
 HT = Case(backend="torch", mode="ht", ranks=4, tokens=64, hidden=512, topk=2, experts=8, combine="local_reduce")
 
@@ -206,7 +208,7 @@ def test_two_runs_side_by_side(history, spool):
         ok_record(combine_us=200.0, env=environment(torch="2.12.0")),
         ok_record(combine_us=300.0, env=environment(torch="2.13.0"), hostname="node-2"),
     )
-    found = compare(history, first.run_id, second.run_id)
+    found = compare_runs(history, first.run_id, second.run_id)
     change = {(value.phase, value.metric): value.change for value in found.values}
     assert change["combine", "latency_us"] == pytest.approx(0.5, rel=0.01)
     assert change["dispatch", "latency_us"] == pytest.approx(0, abs=0.01)
@@ -218,7 +220,7 @@ def test_two_runs_side_by_side(history, spool):
 
 def test_a_run_without_numbers_can_be_compared_too(history, spool):
     good, bad = keep(history, spool, ok_record(), failed_record())
-    found = compare(history, good.run_id, bad.run_id)
+    found = compare_runs(history, good.run_id, bad.run_id)
     assert all(value.second is None and value.change is None for value in found.values)
     assert ("outcome", "ok", "failed") in [(one.name, one.first, one.second) for one in found.differences]
 
