@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import os
 import random
@@ -208,6 +209,8 @@ def main() -> None:
     if arguments.ask:
         _answer(arguments.ask[0], Path(arguments.ask[1]), arguments.ask[2:])
         return
+    if importlib.util.find_spec("reframe") is None:
+        sys.exit("ReFrame is not installed: pip install 'epwatch[bench]'")
     found = measure(arguments.sessions, arguments.tests)
     if arguments.json:
         print(json.dumps(found, indent=1))
