@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -35,7 +33,6 @@ _SHARE_OF_THE_SEARCH = 0.6
 _SHARE_OF_THE_NEWEST = 0.4
 _LEAST_EFFECT_SIGMA = 0.5
 _PLACINGS = 2
-_SERIES_PER_PROCESS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,29 +114,6 @@ def between(count: int, changes: Iterable[ChangePoint]) -> list[tuple[int, int]]
     """`segments` of `count` points whose changes are known."""
     cuts = [0, *(change.index for change in changes if change.kind != "transient"), count]
     return [(start, end) for start, end in pairwise(cuts) if end > start]
-
-
-def detect_many(
-    series: Sequence[tuple[ArrayLike, Sequence[Hashable] | None]],
-    *,
-    level: float = DEFAULT_LEVEL,
-    floor: float = 0.0,
-    processes: int = 1,
-) -> list[list[ChangePoint]]:
-    """`detect` of each (values, groups), in their order.
-
-    processes: how many to use where there is so much to do that starting them pays.
-    """
-    one = partial(_detect_pair, level=level, floor=floor)
-    useful = min(processes, len(series) // _SERIES_PER_PROCESS + 1)
-    if useful < 2:
-        return [one(pair) for pair in series]
-    with ProcessPoolExecutor(useful) as pool:
-        return list(pool.map(one, series, chunksize=-(-len(series) // (4 * useful))))
-
-
-def _detect_pair(pair: tuple[ArrayLike, Sequence[Hashable] | None], *, level: float, floor: float) -> list[ChangePoint]:
-    return detect(pair[0], groups=pair[1], level=level, floor=floor)
 
 
 def _logarithms(values: ArrayLike) -> Array:

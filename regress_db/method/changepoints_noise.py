@@ -39,6 +39,8 @@ _LEFTOVER_BIAS = 2.5
 _POLISHES = 4
 _LINE_STEPS = 6
 _LEVEL_WINDOW = 9
+_LEAST_OF_A_LABEL = 8
+_LEAST_SPELLS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ def whitened(values: Array) -> tuple[Array, Noise]:
 
     The autocorrelation is that of normal scores of ranks, after plain jumps and the best single step, or a line, were
     taken out; what taking them out costs is put back, and one standard error on top: too high costs a little power,
-    too low would make noise into changes. What is left at longer lags (a slow wave under white noise) goes into `excess`.
+    too low would make noise into changes. What is left at longer lags, a slow wave under white noise, goes into
+    `excess`.
     """
     residuals = _without_levels(values)
     sigma = spread(residuals)
@@ -89,18 +92,22 @@ def whitened(values: Array) -> tuple[Array, Noise]:
 def label_offsets(values: Array, labels: Sequence[Hashable]) -> Array:
     """What goes with each point's label [n], 0 on the middle label: by median polish against a moving median.
 
+    Only labels with eight points or more in three spells or more get one: a rare label's offset would be its points.
     A label that stays for long stretches moves the moving median with it and gets no offset: there a change of the
     label and a change of the level cannot be told apart.
     """
     offsets = np.zeros(len(values))
-    groups = [np.array(places) for places in _places(labels).values()]
-    if len(groups) < 2 or len(values) < _LEVEL_WINDOW:
-        return offsets
+    groups = [np.array(places) for places in _places(labels).values() if _takes_turns(places)]
     for _ in range(_POLISHES):
         residuals = values - offsets - _moving_median(values - offsets, _LEVEL_WINDOW)
         for places in groups:
             offsets[places] += np.median(residuals[places])
     return offsets - np.median(offsets)
+
+
+def _takes_turns(places: Sequence[int]) -> bool:
+    spells = 1 + sum(after - before > 1 for before, after in pairwise(places))
+    return len(places) >= _LEAST_OF_A_LABEL and spells >= _LEAST_SPELLS
 
 
 def _places(labels: Sequence[Hashable]) -> dict[Hashable, list[int]]:
@@ -133,9 +140,9 @@ def line_through(values: Array) -> tuple[float, Array]:
     with 4 degrees of freedom, by least squares with weights (Lange, Little & Taylor 1989).
     """
     times = np.arange(len(values)) - (len(values) - 1) / 2
-    weights = np.ones(len(values))
+    weights: Array = np.ones(len(values))
     slope = 0.0
-    residuals = values
+    residuals: Array = values
     for _ in range(_LINE_STEPS):
         middle, level = (float(np.average(column, weights=weights)) for column in (times, values))
         slope = float(weights @ ((times - middle) * (values - level))) / float(weights @ (times - middle) ** 2)

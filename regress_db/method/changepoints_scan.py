@@ -63,7 +63,8 @@ def scan(values: Array) -> Candidates:
 
 def highest_scores(values: Array) -> Array:
     """The scan's score [s] of each of s series, values [s, n]: what the table of the null is made of."""
-    return np.max([score.max(axis=-1) for _, _, _, score in _layers(values)], axis=0)
+    highest: Array = np.max([score.max(axis=-1) for _, _, _, score in _layers(values)], axis=0)
+    return highest
 
 
 def recent_scores(values: Array) -> Array:
@@ -112,7 +113,7 @@ def _seeded(points: int) -> tuple[tuple[int, NDArray[np.intp]], ...]:
     """(length, starts) of the intervals: lengths fall by sqrt 2, and neighbours overlap by half."""
     if points < 2 * LEAST_SIDE:
         return ()
-    layers = [(points, np.zeros(1, dtype=np.intp))]
+    layers: list[tuple[int, NDArray[np.intp]]] = [(points, np.zeros(1, dtype=np.intp))]
     depth = 1
     while (length := math.ceil(points / 2 ** (depth / 2))) >= _SHORTEST_INTERVAL:
         count = 2 * math.ceil(2 ** (depth / 2)) - 1

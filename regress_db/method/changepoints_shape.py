@@ -26,6 +26,7 @@ Array = NDArray[np.floating[Any]]
 
 _CONFIDENCE = 0.95
 _TRANSIENT_LEVEL = 0.05
+_RARE = 10
 _NEAREST = 100
 """Points on each side that the size of a step is taken from."""
 
@@ -162,7 +163,8 @@ def stretches(logs: Array, steps: Sequence[Step], share: float) -> list[Stretch]
 
 def transients(logs: Array, splits: Sequence[int], blips: Sequence[tuple[int, int, float]], least: float) -> list[Blip]:
     """One or two points so far from their level that even Student's t with 4 degrees of freedom would not put them
-    there, with points at the level on both sides; `blips` are known already.
+    there, with points at the level on both sides; `blips` are known already. Where more than one point in ten is so far
+    away there are two modes, and none of it is a transient.
     """
     left = residuals(logs, splits)
     sigma = spread(left)
@@ -174,21 +176,22 @@ def transients(logs: Array, splits: Sequence[int], blips: Sequence[tuple[int, in
         for start, end, p_value in blips
     ]
     taken = {place for start, end, _ in blips for place in range(start, end)}
+    taken |= {place for split in splits for place in (split - 1, split)} | {0, len(logs) - 1}
     tails = stdtr(TAIL_DF, -np.abs(left) / sigma * TAIL_MAD_SIGMA)
-    place = 1
-    while place < len(logs) - 1:
-        pair = place + 2 < len(logs) and left[place] * left[place + 1] > 0
-        together = 2 * len(logs) * max(tails[place], tails[place + 1]) ** 2 if pair else 1.0
-        alone = 2 * len(logs) * tails[place]
-        length = 2 if together <= _TRANSIENT_LEVEL and min(tails[place : place + 2]) <= _TRANSIENT_LEVEL / 2 else 1
-        p_value = float(together if length == 2 else alone)
-        moved = float(np.median(left[place : place + length]))
-        inside = any(place <= split < place + length + 1 for split in splits)
-        if p_value <= _TRANSIENT_LEVEL and abs(moved) >= least and place not in taken and not inside:
-            found.append(Blip(place, place + length, moved, half / math.sqrt(length), p_value))
-            place += length
-        place += 1
-    return found
+    for place in map(int, np.flatnonzero(tails <= math.sqrt(_TRANSIENT_LEVEL / (2 * len(logs))))):
+        if place in taken:
+            continue
+        following = place + 1
+        together = following not in taken and left[place] * left[following] > 0
+        p_value = 2 * len(logs) * float(max(tails[place], tails[following]) ** 2 if together else tails[place])
+        if together and p_value > _TRANSIENT_LEVEL:
+            together, p_value = False, 2 * len(logs) * float(tails[place])
+        end = place + 2 if together else place + 1
+        moved = float(np.median(left[place:end]))
+        if p_value <= _TRANSIENT_LEVEL and abs(moved) >= least:
+            found.append(Blip(place, end, moved, half / math.sqrt(end - place), p_value))
+            taken |= set(range(place, end))
+    return found if len(found) <= max(1, len(logs) // _RARE) else found[: len(blips)]
 
 
 def label_leaves(labels: Sequence[Hashable], earliest: int, latest: int) -> bool:
