@@ -46,6 +46,7 @@ COMMANDS: dict[str, _Entry] = {
     "nights": _Entry("history", "nights", "List nights."),
     "show": _Entry("history", "show_", "Show one run."),
     "compare": _Entry("history", "compare", "Compare two runs."),
+    "changes": _Entry("changes", "changes", "Show where series changed their level."),
     "report": _Entry("history", "report", "Write the HTML report of a night."),
     "collect": _Entry("history", "collect", "Ingest the records that lie in the spool."),
     "history": _Entry("upkeep", "history", "Copy, verify, prune and back up the history."),
