@@ -69,9 +69,8 @@ def rules_of(history: History, plan: Plan) -> Rules:
 
     Raises `WaiverError` for a file of waivers that cannot be used.
     """
-    from regress_db.calibration import level_for
-
     from jobs import waivers
+    from regress_db.calibration import level_for
     from regress_db.verdicts import Rules
 
     return Rules(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 Update = Callable[[int, str], None]
-"""`update(done, what)`: so many steps are done (more than were planned, where some are done again), and what goes on."""
+"""`update(done, what)`: so many steps are done (more than planned, where some are done again), and what goes on."""
 
 
 @contextlib.contextmanager

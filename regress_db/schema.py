@@ -322,10 +322,10 @@ VERDICTS = Table(
 """What was said of one series on one night, as it was said. Judging a night anew replaces its rows.
 
 baseline_first, baseline_last: ids of the oldest and newest run it was compared with. cause: `code`, `night`, `node` or
-`environment`; finding: number of the row in `findings` it belongs to; shared: the
-change that many series had in common and that was taken out before this one was judged; noise_floor: the smallest
-change its noise supports; runs_needed: how many new runs more would see the floor; confirmations: re-runs among new_runs;
-waiver: why it does not fail the night although it regressed.
+`environment`; finding: number of the row in `findings` it belongs to; shared: the change that many series had in common
+and that was taken out before this one was judged; noise_floor: the smallest change its noise supports; runs_needed: how
+many new runs more would see the floor; confirmations: re-runs among new_runs; waiver: why it does not fail the night
+although it regressed.
 """
 
 FINDINGS = Table(
