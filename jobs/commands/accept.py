@@ -77,6 +77,8 @@ def accept(
         return
     if not why:
         raise click.UsageError("--why is missing: a change is accepted for a reason")
+    if withdraw is None and not selection.filters:
+        raise click.UsageError("say which cases: a CASE or FILTER is missing; `backend=*` is all of them")
     with open_history(db) as history:
         if withdraw is not None:
             triage.withdraw(history, withdraw, who=who, why=why)
