@@ -75,6 +75,8 @@ def server_engine(text: str) -> tuple[Engine, str]:
         raise HistoryError(
             f"{shown!r} is no place for a history: name an SQLite file by its path, or write postgresql://..."
         )
+    if "@" in (url.host or ""):
+        raise HistoryError(f"{shown!r} is no place for a history: write %40 for each @ in the password")
     defaults = {"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "epwatch"}
     try:
         engine = create_engine(

@@ -2,10 +2,8 @@
 
 import json
 import math
-import signal
 import subprocess
 import sys
-import time
 
 import msgspec
 import pytest
@@ -19,18 +17,6 @@ from regress_db.history import History
 from regress_db.ingest import collect
 from regress_db.schema import RUN_VALUES, RUNS, SAMPLES
 from regress_db.upkeep_verify import verify
-
-COLLECT = """
-import sys
-from pathlib import Path
-from regress_db.history import History
-from regress_db.ingest import collect
-with History.open(sys.argv[1]) as history:
-    print("open", flush=True)
-    done = collect(history, Path(sys.argv[2]))
-    print(len(done.accepted), len(done.already), len(done.quarantined))
-"""
-
 
 POISON = {
     False: [
@@ -52,12 +38,6 @@ POISON = {
 def count(history, table=RUNS):
     with history.read() as connection:
         return connection.execute(select(func.count()).select_from(table)).scalar_one()
-
-
-def start_collector(database, spool, **options):
-    return subprocess.Popen(
-        [sys.executable, "-c", COLLECT, str(database), str(spool)], stdout=subprocess.PIPE, text=True, **options
-    )
 
 
 def names(folder):
@@ -240,56 +220,6 @@ def test_values_and_samples_are_kept_apart(history, spool):
     collect(history, spool)
     assert count(history, SAMPLES) == 2
     assert count(history, RUN_VALUES) > 20
-
-
-def test_eight_collectors_at_once_count_everything_once(tmp_path, spool):
-    """Eight processes on a new history: each record in the spool, half of them in a second spool too."""
-    other = tmp_path / "other"
-    for index in range(60):
-        record = ok_record(seed=index)
-        records.write(record, spool)
-        if index % 2:
-            records.write(record, other)
-    (spool / "bad.json").write_bytes(b"bad")
-    database = tmp_path / "new" / "history.db"
-    collectors = [start_collector(database, spool if index % 2 else other) for index in range(8)]
-    outputs = [process.communicate(timeout=120)[0] for process in collectors]
-    assert [process.returncode for process in collectors] == [0] * 8
-    accepted = sum(int(output.split()[1]) for output in outputs)
-    quarantined = sum(int(output.split()[3]) for output in outputs)
-    with History.open(database) as history:
-        assert (accepted, quarantined) == (60, 1)
-        assert count(history) == 60
-        assert count(history, SAMPLES) == 120
-    assert len(names(spool / "ingested")) == 60
-    assert len(names(other / "ingested")) == 30
-    assert names(spool / "quarantine") == ["bad.json", "bad.json.reason"]
-    assert names(spool) == ["ingested", "quarantine"]
-
-
-def test_a_collector_that_is_killed_loses_nothing(tmp_path, spool):
-    """SIGKILL at several moments; then one whole collection finds every record exactly once."""
-    for index in range(150):
-        records.write(ok_record(seed=index), spool)
-    database = tmp_path / "history.db"
-    History.open(database).close()
-    killed = 0
-    for delay_s in (0.0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.02, 0.05):
-        process = start_collector(database, spool)
-        assert process.stdout.readline() == "open\n"
-        time.sleep(delay_s)
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=30)
-        killed += process.returncode == -signal.SIGKILL
-    with History.open(database) as history:
-        collect(history, spool)
-        assert count(history) == 150
-        assert count(history, SAMPLES) == 300
-        with history.read() as connection:
-            assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
-            assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
-    assert killed > 0
-    assert len(names(spool / "ingested")) == 150
 
 
 def test_a_full_disk_is_a_sentence_and_the_records_stay_in_the_spool(tmp_path, spool):
