@@ -26,10 +26,12 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import reframe_history
-from generated_history import ITERATIONS, START, Shape, generate, size
+
+if TYPE_CHECKING:
+    from generated_history import Shape
 
 PHASE = "combine"
 REPEATS = {"trend": 15, "plain SQL": 15, "compare": 5, "night's verdict": 1}
@@ -112,6 +114,8 @@ QUESTIONS: dict[str, Callable[[Path], Callable[[], int]]] = {
 
 def measure(shape: Shape, folder: Path) -> dict[str, Any]:
     """Make a history of that shape and ask it everything."""
+    from generated_history import generate, size
+
     path = folder / "history.db"
     generated = generate(path, shape)
     return {
@@ -146,6 +150,8 @@ def ingest_rate(folder: Path) -> float:
 
 def _record(number: int, chance: random.Random, summarise: Callable[..., Any]) -> Any:
     """A run of 8 ranks x 20 iterations that the harness could have written."""
+    from generated_history import ITERATIONS, START, Shape
+
     from harness import record as records
 
     case = Shape(300, 1).cases[number % 150]
@@ -221,11 +227,8 @@ def _answer(name: str, path: Path) -> None:
         rows = question()
         taken.append(time.perf_counter() - start)
     median = statistics.median(taken[1:] or taken)
-    print(
-        json.dumps(
-            {"first_s": taken[0], "median_s": median, "memory_mib": reframe_history.most_memory_mib(), "rows": rows}
-        )
-    )
+    memory = reframe_history.most_memory_mib()
+    print(json.dumps({"first_s": taken[0], "median_s": median, "memory_mib": memory, "rows": rows}))
 
 
 def _start(path: Path) -> float:
@@ -294,6 +297,8 @@ def main() -> None:
     if arguments.ask:
         _answer(arguments.ask[0], Path(arguments.ask[1]))
         return
+    from generated_history import Shape  # numpy, which no question needs, stays out of the processes that answer
+
     shapes = [Shape(arguments.series, arguments.nights)]
     shapes += [Shape(1000, 3650, small=True)] * arguments.large
     histories = []

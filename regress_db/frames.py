@@ -29,7 +29,7 @@ class Answer(Sequence[Row], Generic[Row]):
     def __init__(self, rows: Sequence[Row], row_type: type[Row] | None = None, columns: Sequence[str] = ()) -> None:
         """row_type: the dataclass of the rows; without one, `columns` says what the tuples hold."""
         self._rows = rows
-        self._hints = {} if row_type is None else typing.get_type_hints(row_type)
+        self._hints = {} if row_type is None else _hints(row_type)
         self.columns: tuple[str, ...] = tuple(columns or self._hints)
 
     @overload
@@ -68,6 +68,7 @@ class Answer(Sequence[Row], Generic[Row]):
             "bool": library.Boolean,
             "text": library.String,
             "time": library.Datetime("us", "UTC"),
+            "texts": library.List(library.String),
         }
         frame: polars.DataFrame = library.DataFrame(
             [
@@ -104,12 +105,26 @@ class Answer(Sequence[Row], Generic[Row]):
 _KINDS: dict[Any, str] = {float: "float", int: "int", bool: "bool", str: "text", datetime: "time"}
 
 
+def _hints(row_type: type[Any]) -> dict[str, Any]:
+    """Type by field. A name that is there only while types are checked is one of a few words, hence text."""
+    unknown: dict[str, Any] = {}
+    while True:
+        try:
+            return typing.get_type_hints(row_type, localns=unknown)
+        except NameError as error:
+            if error.name is None or error.name in unknown:
+                raise
+            unknown[error.name] = str
+
+
 def _kind(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         kinds = {_kind(one) for one in typing.get_args(hint) if one is not types.NoneType}
         return kinds.pop() if len(kinds) == 1 else ""
     if typing.get_origin(hint) is Literal:
         return "text"
+    if hint == tuple[str, ...]:
+        return "texts"
     return _KINDS.get(hint, "")
 
 

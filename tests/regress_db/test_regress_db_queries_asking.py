@@ -25,6 +25,7 @@ from regress_db.nights import open_night
 from regress_db.queries import trend
 from regress_db.selection import Selection
 from regress_db.sides import compare_sides, side
+from regress_db.verdicts import judge_night
 
 HT = Case(backend="torch", mode="ht", ranks=4, tokens=64, hidden=512, topk=2, experts=8, combine="local_reduce")
 OLD, NEW = "a" * 40, "b" * 40
@@ -241,6 +242,25 @@ def test_every_question_becomes_both_frames(fortnight):
         assert answer.to_polars().height == len(answer.to_pandas()) == len(answer) > 0
         assert list(answer.to_pandas().columns) == list(answer.columns)
         assert "rows of" in repr(answer)
+
+
+def test_changes_of_a_history_are_rows_and_frames_too(fortnight):
+    answer = fortnight.changes("mode=ll", phase="dispatch", kinds=("step",))
+    assert [(one.commit_before, one.commit_after) for one in answer if one.kind == "step"][:1] in ([], [(OLD, NEW)])
+    assert answer.to_polars().height == len(answer.to_pandas()) == len(answer)
+    none = fortnight.changes("mode=none")
+    assert none.to_polars().columns == list(answer.columns)
+    assert none.to_polars().schema["commits"] == polars.List(polars.String)
+
+
+def test_verdicts_of_a_night_are_rows_and_frames_too(fortnight):
+    set_baseline(fortnight, "main", who="me", why="the first week", night="night-03")
+    judge_night(fortnight, "night-08", baseline="main")
+    answer = fortnight.verdicts("night-08")
+    assert {one.case for one in answer} == {CASE.key, HT.key}
+    assert answer.to_polars().height == len(answer.to_pandas()) == len(answer) == 4
+    with pytest.raises(NotFoundError, match="has not been judged"):
+        fortnight.verdicts("night-09")
 
 
 def test_hosts_stay_lists_and_missing_numbers_missing(fortnight):
