@@ -45,7 +45,7 @@ COMMANDS: dict[str, _Entry] = {
     "runs": _Entry("history", "runs", "List runs."),
     "nights": _Entry("history", "nights", "List nights."),
     "show": _Entry("history", "show_", "Show one run."),
-    "compare": _Entry("history", "compare", "Compare two runs."),
+    "compare": _Entry("history", "compare", "Compare two runs, nights, commits or baselines."),
     "changes": _Entry("changes", "changes", "Show where series changed their level."),
     "report": _Entry("history", "report", "Write the HTML report of a night."),
     "collect": _Entry("history", "collect", "Ingest the records that lie in the spool."),
