@@ -119,7 +119,7 @@ def facts_of_runs(connection: Connection, numbers: Sequence[int]) -> list[RunFac
             select(RUN_VALUES.c.run, RUN_VALUES.c.metric, RUN_VALUES.c.value).where(
                 RUN_VALUES.c.run.in_(piece), RUN_VALUES.c.metric.in_(metrics)
             )
-        ):
+        ).all():
             values[run][metrics[metric]] = value
         hosts: dict[int, set[str]] = {number: set() for number in piece}
         for run, node in connection.execute(

@@ -39,7 +39,7 @@ from regress_db.nightverdict import (
 )
 from regress_db.schema import BASELINE_RUNS, ENVIRONMENTS
 from regress_db.waivers import Waiver, waiver_for, why_not
-from regress_db.wording import AUTO, sentence_of
+from regress_db.wording import AUTO, modes_words, sentence_of
 
 if TYPE_CHECKING:
     from regress_db.method.attribution import Context, Finding, Shared
@@ -467,7 +467,7 @@ def _say(
         cause=cause,
         finding=None if cause is None or finding is None else finding.number,
         waiver=waiver,
-        warnings=(*(comparison.warnings if comparison else ()), *((note,) if note else ())),
+        warnings=tuple(text for text in (*(comparison.warnings if comparison else ()), note, _modes(one)) if text),
         candidate=comparison is not None and not bad and not silent and is_candidate(comparison),
     )
     sentence = sentence_of(
@@ -480,6 +480,15 @@ def _say(
         blamed=finding.subject if finding is not None and cause is not None else "",
     )
     return replace(said, sentence=sentence)
+
+
+def _modes(one: _Series) -> str:
+    """What is to be said of a series with two levels, "" of any other."""
+    from regress_db.method.modes import compare_modes, two_modes
+
+    new, base = one.values(one.new), one.values(one.known.level)
+    found = two_modes(base) if new else None
+    return "" if found is None else modes_words(found, compare_modes(new, base, found))
 
 
 def _median(runs: Sequence[RunFacts], phase: str, metric: str) -> float | None:

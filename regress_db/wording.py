@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from regress_db.method.modes import Modes, ModesCompared
     from regress_db.nightverdict import SeriesVerdict
 
 AUTO = "auto"
@@ -120,6 +121,21 @@ def _seen(said: SeriesVerdict) -> str:
 def _cause(said: SeriesVerdict, blamed: str) -> str:
     names = {"code": "the code", "night": "the night", "node": "a node", "environment": "the environment"}
     return f"{names[said.cause or 'code']}{f', {blamed}' if blamed else ''}"
+
+
+def modes_words(modes: Modes, compared: ModesCompared) -> str:
+    """What a series with two levels did, as proportions and locations."""
+    told = (
+        f"its runs have two levels, {latency(modes.fast_us)} and {latency(modes.slow_us)}: {compared.new_slow} of "
+        f"{compared.new_runs} were at the slow one, {compared.base_slow} of {compared.base_runs} before "
+        f"(p = {compared.proportion_p:.2g})"
+    )
+    moved = [
+        f"the {which} level moved by {percent(change)}"
+        for which, change in (("fast", compared.fast_change), ("slow", compared.slow_change))
+        if change is not None
+    ]
+    return ", ".join([told, *moved])
 
 
 def _no_number(verdict: str, bad: int, planned: int, reason: str) -> str:

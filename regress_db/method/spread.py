@@ -174,12 +174,17 @@ def _variance(squares: _Squares, share: float) -> tuple[float, float]:
 
 
 def _limit(logs: Sequence[float], scale: float) -> float | None:
-    """How far from their median values count as they are: `_CLIP` robust standard deviations. None: too few to say."""
+    """How far from their median values count as they are: `_CLIP` robust standard deviations.
+
+    None where there are too few to say, and where more than one in ten lie farther out (one, of fewer than twenty):
+    those are no outliers but how the series is, such as its second mode.
+    """
     if len(logs) < (_LEAST_TO_CLIP_BY_PRIOR if scale > 0 else _LEAST_TO_CLIP):
         return None
     centre = statistics.median(logs)
     limit = _CLIP * max(_MAD_TO_SD * statistics.median([abs(value - centre) for value in logs]), scale)
-    return limit if limit > 0 else None
+    beyond = sum(abs(value - centre) > limit for value in logs)
+    return limit if limit > 0 and beyond <= max(1, len(logs) // 10) else None
 
 
 def _clipped(logs: Sequence[float], limit: float | None) -> list[float]:

@@ -220,6 +220,17 @@ def test_cases_and_moments_are_named_as_everywhere(history, spool):
     assert moment_of(history, "2026-10-05") == datetime.fromisoformat("2026-10-05T00:00:00+00:00")
 
 
+def test_a_series_with_two_levels_says_how_often_it_was_at_which(history, spool):
+    fast_and_slow = [200.0, 260.0, 201.0, 199.0, 261.0, 200.5, 199.5, 259.0, 200.0, 201.5, 260.5, 199.0, 200.0, 259.5]
+    nights_of(history, spool, fast_and_slow, judge=False)
+    nights_of(history, spool, [260.0], first=len(fast_and_slow))
+    told = combine(history, f"night{len(fast_and_slow):03}")
+    assert told.verdict == "inconclusive"
+    (words,) = [warning for warning in told.warnings if "two levels" in warning]
+    assert "1 of 1 were at the slow one, 5 of 14 before" in words
+    assert "the slow level moved by" in words
+
+
 def test_a_night_never_judges_itself_and_later_nights_are_no_past(history, spool):
     nights_of(history, spool, STEADY, judge=False)
     verdict = judge_night(history, "night004", baseline=AUTO, rules=RULES)
