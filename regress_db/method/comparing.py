@@ -206,7 +206,7 @@ def compare(
         p_value = _rank_p_value(differences, n, m)
         low, high = float(differences[kept_out]), float(differences[-1 - kept_out])
         edge = _ranks_outside(n, m, NOISE_ALPHA) or 0
-        noise = float(differences[-1 - edge] - differences[edge]) / 2
+        noise = float(shift - differences[edge] if shift >= 0 else differences[-1 - edge] - shift)
     least = math.log1p(floor)
     first = Stage(max(least / 2, t_quantile(1 - CANDIDATE_ALPHA / 2, look.df) * look.error), look.error)
     last = design.with_runs(n + confirmations)

@@ -179,6 +179,13 @@ def test_the_rank_p_value_is_that_of_all_orderings():
     assert one.p_value == pytest.approx(2 / math.comb(14, 4))
 
 
+def test_a_spike_among_ranked_runs_does_not_hide_a_regression():
+    rng = np.random.default_rng(14)
+    one = compare(runs((110.0, 109.0, 111.0, 108.0, 150.0), "new"), runs((*noisy(rng, 9), 130.0), "old"), floor=0.05)
+    assert one.method == "ranks"
+    assert verdict(one) == "regressed"
+
+
 # The spread of a series
 
 
