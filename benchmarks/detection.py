@@ -164,7 +164,7 @@ def plots(folder: Path, seed: int, count: int) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="a minute: fewer series, shorter speed runs")
+    options.add_argument("--quick", action="store_true", help="a minute: fewer series")
     options.add_argument("--seed", type=int, default=2026)
     options.add_argument("--alone", action="store_true", help="without the peers")
     options.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the figures into FOLDER instead")
@@ -173,7 +173,7 @@ def main() -> None:
     if arguments.plots:
         plots(arguments.plots, arguments.seed, 100 if arguments.quick else 1000)
         return
-    ours_count, count = (300, 30) if arguments.quick else (1000, 200)
+    ours_count, count = (200, 15) if arguments.quick else (1000, 200)
     detectors = {"epwatch": ours} if arguments.alone else DETECTORS
     print(
         f"{POINTS} points around {TYPICAL_US:.0f} µs, level {DEFAULT_LEVEL}, floor {DEFAULT_FLOOR:.0%}, seed "

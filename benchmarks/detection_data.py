@@ -1,6 +1,6 @@
 """Series with known truth for `benchmarks/detection.py`: noise in which nothing changes, and changes put into it.
 
-The first eight kinds of noise are the ordinary troubles of benchmark histories; the rest were made to break the method.
+The first seven kinds of noise are the ordinary troubles of benchmark histories; the rest were made to break the method.
 Every value is a latency around 100 µs; noise is about 1 % unless its name says otherwise.
 """
 
@@ -64,7 +64,6 @@ NOISE: dict[str, Callable[[Chance, int], Series]] = {
     "3 % spikes x1.3": _logs(lambda c, n: 0.01 * c.standard_normal(n) + np.log(1.3) * (c.random(n) < 0.03)),
     "drift 0.8 % in all": _logs(lambda c, n: 0.01 * c.standard_normal(n) + np.linspace(0, 0.008, n)),
     "four nodes, 1 % apart": _logs(lambda c, n: 0.01 * c.standard_normal(n) + 0.01 * _nodes(c, n, 1)),
-    "environment, no effect": _logs(lambda c, n: 0.01 * c.standard_normal(n)),
 }
 """What the aims are for."""
 
