@@ -18,6 +18,9 @@ LATEST = "latest"
 NEWEST_NIGHT_FIRST = (NIGHTS.c.started_at.desc().nulls_last(), NIGHTS.c.id.desc())
 """An order of nights. Those that no plan opened here have no start and come last, on either database."""
 
+AFTER_HEX = "g"
+"""Sorts after every hexadecimal digit, whatever the language a database sorts by: ids that start with x are before xg."""
+
 _CANDIDATES = 10
 _CHUNK = 500
 
@@ -34,7 +37,7 @@ def run(connection: Connection, prefix: str) -> tuple[int, str]:
     else:
         wanted = prefix.lower()
         found = connection.execute(
-            newest.where(RUNS.c.run_id >= wanted, RUNS.c.run_id < wanted + "\x7f").limit(_CANDIDATES + 1)
+            newest.where(RUNS.c.run_id >= wanted, RUNS.c.run_id < wanted + AFTER_HEX).limit(_CANDIDATES + 1)
         ).all()
     if not found or not prefix:
         raise NotFoundError(f"no run has an id that starts with {prefix!r}; `epwatch runs` lists them")

@@ -190,7 +190,7 @@ def _candidates(connection: Connection, kind: Kind, name: str) -> Iterator[Side]
         if name == lookup.LATEST:
             found = found.order_by(RUNS.c.started_at.desc(), RUNS.c.id.desc()).limit(1)
         else:
-            found = found.where(RUNS.c.run_id >= name.lower(), RUNS.c.run_id < name.lower() + "\x7f")
+            found = found.where(RUNS.c.run_id >= name.lower(), RUNS.c.run_id < name.lower() + lookup.AFTER_HEX)
         yield from (Side("run", row.run_id, row.id) for row in connection.execute(found))
 
 
