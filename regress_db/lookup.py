@@ -19,7 +19,7 @@ NEWEST_NIGHT_FIRST = (NIGHTS.c.started_at.desc().nulls_last(), NIGHTS.c.id.desc(
 """An order of nights. Those that no plan opened here have no start and come last, on either database."""
 
 AFTER_HEX = "g"
-"""Sorts after every hexadecimal digit, whatever the language a database sorts by: ids that start with x are before xg."""
+"""Sorts after every hexadecimal digit in whatever language a database sorts: ids that start with x are before xg."""
 
 _CANDIDATES = 10
 _CHUNK = 500
