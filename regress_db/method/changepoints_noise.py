@@ -55,10 +55,19 @@ class Noise:
     excess: float
 
 
+def median(values: Array) -> float:
+    """Of values [n >= 1], none of them NaN: what `numpy.median` says, without the cost of asking for it."""
+    half, odd = divmod(len(values), 2)
+    if odd:
+        return float(np.partition(values, half)[half])
+    middle = np.partition(values, (half - 1, half))
+    return float(middle[half - 1] + middle[half]) / 2
+
+
 def spread(residuals: Array) -> float:
     """Robust standard deviation of residuals [n]: 1.4826 MAD about 0, or the mean's counterpart where that is 0."""
     sizes = np.abs(residuals)
-    middle = float(np.median(sizes))
+    middle = median(sizes)
     return _MAD_TO_SIGMA * middle if middle > 0 else math.sqrt(math.pi / 2) * float(sizes.mean())
 
 
@@ -101,8 +110,8 @@ def label_offsets(values: Array, labels: Sequence[Hashable]) -> Array:
     for _ in range(_POLISHES):
         residuals = values - offsets - _moving_median(values - offsets, _LEVEL_WINDOW)
         for places in groups:
-            offsets[places] += np.median(residuals[places])
-    return offsets - np.median(offsets)
+            offsets[places] += median(residuals[places])
+    return offsets - median(offsets)
 
 
 def _takes_turns(places: Sequence[int]) -> bool:
@@ -144,10 +153,11 @@ def line_through(values: Array) -> tuple[float, Array]:
     slope = 0.0
     residuals: Array = values
     for _ in range(_LINE_STEPS):
-        middle, level = (float(np.average(column, weights=weights)) for column in (times, values))
+        total = float(weights.sum())
+        middle, level = float(weights @ times) / total, float(weights @ values) / total
         slope = float(weights @ ((times - middle) * (values - level))) / float(weights @ (times - middle) ** 2)
         residuals = values - level - slope * (times - middle)
-        sigma = spread(residuals - np.median(residuals))
+        sigma = spread(residuals - median(residuals))
         if sigma == 0:
             break
         weights = (TAIL_DF + 1) / (TAIL_DF + (residuals / sigma * TAIL_MAD_SIGMA) ** 2)
@@ -205,8 +215,8 @@ def _innovations(values: Array, share: float, sigma: float) -> Array:
     if share == 0:
         return values
     window = min(_CLIP_WINDOW, len(values))
-    padded = np.concatenate([np.full(window - 1, np.median(values[:window])), values])
+    padded = np.concatenate([np.full(window - 1, median(values[:window])), values])
     recent = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)
     bounded = recent + np.clip(values - recent, -_CLIP_SIGMA * sigma, _CLIP_SIGMA * sigma)
-    before = np.concatenate([[np.median(values[:window])], bounded[:-1]])
+    before = np.concatenate([[median(values[:window])], bounded[:-1]])
     return values - share * before  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from regress_db.method.changepoints_noise import TAIL_DF, TAIL_MAD_SIGMA, centre, line_through, spread
+from regress_db.method.changepoints_noise import TAIL_DF, TAIL_MAD_SIGMA, centre, line_through, median, spread
 
 Array = NDArray[np.floating[Any]]
 
@@ -112,7 +112,7 @@ def shift(logs: Array, steps: Sequence[Step], place: int) -> float:
     start, end = _around(steps, place, len(logs))
     split = steps[place].split
     before, after = logs[max(start, split - _NEAREST) : split], logs[split : min(end, split + _NEAREST)]
-    return float(np.median(after[:, None] - before[None, :]))
+    return median(np.subtract.outer(after, before).ravel())
 
 
 def shift_and_error(logs: Array, steps: Sequence[Step], place: int, share: float) -> tuple[float, float]:
@@ -136,8 +136,8 @@ def persistent(logs: Array, steps: Sequence[Step]) -> tuple[list[Step], list[tup
             following = waiting[0]
             before = logs[stay[-1].split if stay else 0 : step.split]
             after = logs[following.split : waiting[1].split if len(waiting) > 1 else len(logs)]
-            away = float(np.median(logs[step.split : following.split]) - np.median(before))
-            back = float(np.median(after) - np.median(before))
+            away = median(logs[step.split : following.split]) - median(before)
+            back = median(after) - median(before)
             if abs(back) < abs(away) / 2:
                 blips.append((step.split, following.split, min(step.p_value, following.p_value)))
                 waiting.pop(0)
@@ -172,7 +172,7 @@ def transients(logs: Array, splits: Sequence[int], blips: Sequence[tuple[int, in
         return []
     half = sigma * float(stdtrit(TAIL_DF, (1 + _CONFIDENCE) / 2)) / TAIL_MAD_SIGMA
     found = [
-        Blip(start, end, float(np.median(left[start:end])), half / math.sqrt(end - start), p_value)
+        Blip(start, end, median(left[start:end]), half / math.sqrt(end - start), p_value)
         for start, end, p_value in blips
     ]
     taken = {place for start, end, _ in blips for place in range(start, end)}
@@ -187,7 +187,7 @@ def transients(logs: Array, splits: Sequence[int], blips: Sequence[tuple[int, in
         if together and p_value > _TRANSIENT_LEVEL:
             together, p_value = False, 2 * len(logs) * float(tails[place])
         end = place + 2 if together else place + 1
-        moved = float(np.median(left[place:end]))
+        moved = median(left[place:end])
         if p_value <= _TRANSIENT_LEVEL and abs(moved) >= least:
             found.append(Blip(place, end, moved, half / math.sqrt(end - place), p_value))
             taken |= set(range(place, end))
