@@ -96,8 +96,11 @@ def slowest_hosts(connection: Connection, numbers: Sequence[int]) -> dict[tuple[
     return found
 
 
-def facts_of_runs(connection: Connection, numbers: Sequence[int]) -> list[RunFacts]:
-    """The facts of the runs with these row numbers, oldest first within each piece of them."""
+def facts_of_runs(connection: Connection, numbers: Sequence[int], *, hosts_too: bool = True) -> list[RunFacts]:
+    """The facts of the runs with these row numbers, oldest first within each piece of them.
+
+    hosts_too: without, `hosts` is empty, and half of the time is saved.
+    """
     cases = {row.id: row.key for row in connection.execute(select(CASES.c.id, CASES.c.key))}
     platforms = {
         row.id: (row.key, row.cluster)
@@ -122,10 +125,11 @@ def facts_of_runs(connection: Connection, numbers: Sequence[int]) -> list[RunFac
         ).all():
             values[run][metrics[metric]] = value
         hosts: dict[int, set[str]] = {number: set() for number in piece}
-        for run, node in connection.execute(
-            select(RUN_RANKS.c.run, RUN_RANKS.c.node_id).where(RUN_RANKS.c.run.in_(piece)).distinct()
-        ):
-            hosts[run].add(hostnames[node])
+        if hosts_too:
+            for run, node in connection.execute(
+                select(RUN_RANKS.c.run, RUN_RANKS.c.node_id).where(RUN_RANKS.c.run.in_(piece)).distinct()
+            ):
+                hosts[run].add(hostnames[node])
         why = {
             row.run: row.message
             for row in connection.execute(select(FAILURES.c.run, FAILURES.c.message).where(FAILURES.c.run.in_(piece)))

@@ -152,7 +152,7 @@ def _automatic(connection: Connection, night: Any, facts: Sequence[RunFacts]) ->
     """Each series' own past."""
     found = pasts(connection, night, {(one.case, one.platform) for one in facts})
     numbers = {number for past in found.values() for runs in (past.level, *past.earlier) for number in runs}
-    by_number = {one.number: one for one in facts_of_runs(connection, sorted(numbers))}
+    by_number = {one.number: one for one in facts_of_runs(connection, sorted(numbers), hosts_too=False)}
     return {
         key: _Known(
             level=[by_number[number] for number in past.level],
@@ -322,7 +322,11 @@ def _shared(connection: Connection, series: Sequence[_Series], context: Context,
     from regress_db.method.attribution import RunShift, SeriesShift, shared_shifts
 
     spread_out = {
-        run.number for one in series for run in (*one.new, *one.known.level) if run.number and len(run.hosts) > 1
+        run.number
+        for one in series
+        if Case.parse(one.case).nodes > 1
+        for run in (*one.new, *one.known.level)
+        if run.number
     }
     slowest = slowest_hosts(connection, sorted(spread_out))
 

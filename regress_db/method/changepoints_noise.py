@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import rankdata
+
+from regress_db.method.ranks import centred_ranks
 
 Array = NDArray[np.floating[Any]]
 
@@ -187,7 +188,7 @@ def _best_split(values: Array, side: int = 3) -> int:
     count = len(values)
     if count < 2 * side:
         return count // 2
-    ranks = rankdata(values) - (count + 1) / 2
+    ranks = centred_ranks(values)
     before = np.arange(side, count - side + 1)
     return int(before[(np.abs(ranks.cumsum()[before - 1]) / np.sqrt(before * (count - before))).argmax()])
 
@@ -195,7 +196,7 @@ def _best_split(values: Array, side: int = 3) -> int:
 def _autocorrelations(residuals: Array, lags: int) -> Array:
     """Of the normal scores of the ranks, at lags 1, 2, ... [lags]."""
     count = len(residuals)
-    scores = ndtri((rankdata(residuals) - 0.5) / count)
+    scores = ndtri((centred_ranks(residuals) + count / 2) / count)
     squares = float(scores @ scores)
     if squares == 0:
         return np.zeros(lags)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln, log_ndtr
 
 from regress_db.method.changepoints_null import LEVELS, RECENT_SCORES, SEARCH_SCORES
+from regress_db.method.ranks import centred_ranks
 
 Array = NDArray[np.floating[Any]]
 
@@ -74,7 +75,7 @@ def recent_scores(values: Array) -> Array:
     """
     count = len(values)
     scores = np.full(MOST_RECENT - LEAST_RECENT + 1, -np.inf)
-    ranks = _centred_ranks(values)
+    ranks = centred_ranks(values)
     squares = float(ranks @ ranks)
     for position, recent in enumerate(range(LEAST_RECENT, min(MOST_RECENT, count // 2) + 1)):
         scores[position] = score_of_sums(ranks[-recent:].sum(), count, recent, squares=squares)
@@ -83,7 +84,7 @@ def recent_scores(values: Array) -> Array:
 
 def split_score(before: Array, after: Array) -> float:
     """The score of one split alone: of the points before [n] against those after [m], both at least one."""
-    ranks = _centred_ranks(np.concatenate([before, after]))
+    ranks = centred_ranks(np.concatenate([before, after]))
     return float(score_of_sums(ranks[: len(before)].sum(), len(ranks), len(before), squares=float(ranks @ ranks)))
 
 
@@ -127,29 +128,11 @@ def _layers(values: Array) -> list[tuple[NDArray[np.intp], int, NDArray[np.intp]
     found = []
     for length, starts in _seeded(values.shape[-1]):
         windows = np.lib.stride_tricks.sliding_window_view(values, length, axis=-1)[:, starts]
-        scores = _scores(_centred_ranks(windows), LEAST_SIDE)
+        scores = _scores(centred_ranks(windows), LEAST_SIDE)
         best = scores.argmax(axis=-1)
         score = np.take_along_axis(scores, best[..., None], axis=-1)[..., 0]
         found.append((starts, length, best + LEAST_SIDE, score))
     return found
-
-
-def _centred_ranks(values: Array) -> Array:
-    """Ranks along the last axis, equal values sharing their mean rank, less the mean rank."""
-    length = values.shape[-1]
-    order = values.argsort(axis=-1, kind="stable")
-    sorted_values = np.take_along_axis(values, order, axis=-1)
-    ranks: Array = np.broadcast_to(np.arange(length, dtype=np.float64), values.shape)
-    rises = sorted_values[..., 1:] != sorted_values[..., :-1]
-    if not rises.all():
-        edge = np.ones((*values.shape[:-1], 1), dtype=bool)
-        first = np.maximum.accumulate(np.where(np.concatenate([edge, rises], axis=-1), ranks, 0.0), axis=-1)
-        last = np.where(np.concatenate([rises, edge], axis=-1), ranks, float(length))
-        last = np.minimum.accumulate(last[..., ::-1], axis=-1)[..., ::-1]
-        ranks = (first + last) / 2
-    placed = np.empty(values.shape)
-    np.put_along_axis(placed, order, ranks, axis=-1)
-    return placed - (length - 1) / 2
 
 
 _Splits = tuple[NDArray[np.intp], Array, Array, Array]
