@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,6 +100,10 @@ class _Run:
     value: float
 
 
+_SeriesKey = tuple[int, int, int]
+"""Row numbers of case, platform and metric."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Series:
     """One series night by night. nodes: of each point, where they are known."""
@@ -147,18 +151,19 @@ def changes(
     whole = dataclasses.replace(selection, since=None, until=None, limit=None)
     with history.read() as connection:
         metrics = metric_numbers(connection, metric, phase)
-        found_series = _series(connection, whole, metrics)
         nodes = _nodes(connection, whole)
-    found = [
-        _located(series, change)
-        for series in found_series
-        for change in detect(series.medians(), groups=_labels(series, nodes), floor=floor)
-    ]
-    with history.read() as connection:
+        looked_at: list[_SeriesKey] = []
+        found: list[_Found] = []
+        # One phase at a time, of which only series with a change are kept: half of the memory.
+        for number in metrics:
+            for series in _series(connection, whole, number):
+                looked_at.append((series.case, series.platform, series.metric))
+                changed = detect(series.medians(), groups=_labels(series, nodes), floor=floor)
+                found += [_located(series, change) for change in changed]
         lines = _lines(connection, found, metrics, metric, nodes)
     if keep:
         with history.write() as connection:
-            _keep(connection, found_series, list(zip(found, lines, strict=True)))
+            _keep(connection, looked_at, list(zip(found, lines, strict=True)))
     chosen = [
         line
         for line in lines
@@ -170,13 +175,12 @@ def changes(
     return chosen[: selection.limit]
 
 
-def _series(connection: Connection, selection: Selection, metrics: Iterable[int]) -> list[_Series]:
-    """Every series with a value, oldest point first, from one pass over the runs."""
+def _series(connection: Connection, selection: Selection, metric: int) -> list[_Series]:
+    """Every series of the metric with a value, oldest point first, from one pass over the runs."""
     rows = connection.execute(
         select(
             RUNS.c.case_id,
             RUNS.c.platform_id,
-            RUN_VALUES.c.metric,
             RUNS.c.id,
             RUNS.c.started_at,
             RUNS.c.night_id,
@@ -185,20 +189,20 @@ def _series(connection: Connection, selection: Selection, metrics: Iterable[int]
         )
         .join(RUN_VALUES, RUN_VALUES.c.run == RUNS.c.id)
         .where(
-            RUN_VALUES.c.metric.in_(list(metrics)),
+            RUN_VALUES.c.metric == metric,
             RUN_VALUES.c.value > 0,
             RUNS.c.outcome == "ok",
             *selection.conditions(connection),
         )
         .order_by(RUNS.c.started_at, RUNS.c.id)
     )
-    points: dict[tuple[int, int, int], dict[object, list[_Run]]] = defaultdict(dict)
+    points: dict[tuple[int, int], dict[object, list[_Run]]] = defaultdict(dict)
     for part in rows.partitions(_ROWS_AT_ONCE):
-        for case, platform, metric, number, started_at, night, environment, value in part:
+        for case, platform, number, started_at, night, environment, value in part:
             run = _Run(number, started_at, night, environment, value)
             key = started_at.date() if night is None else night
-            points[case, platform, metric].setdefault(key, []).append(run)
-    return [_Series(*key, list(of_series.values())) for key, of_series in sorted(points.items())]
+            points[case, platform].setdefault(key, []).append(run)
+    return [_Series(*key, metric, list(of_series.values())) for key, of_series in sorted(points.items())]
 
 
 def _nodes(connection: Connection, selection: Selection) -> dict[int, tuple[int, int]]:
@@ -209,7 +213,8 @@ def _nodes(connection: Connection, selection: Selection) -> dict[int, tuple[int,
         .where(*selection.conditions(connection))
         .group_by(RUN_RANKS.c.run)
     )
-    return {run: (first, last) for run, first, last in rows}
+    pairs: dict[tuple[int, int], tuple[int, int]] = {}
+    return {run: pairs.setdefault((first, last), (first, last)) for run, first, last in rows}
 
 
 def _labels(series: _Series, nodes: Mapping[int, tuple[int, int]]) -> list[frozenset[tuple[int, int]]] | None:
@@ -324,13 +329,13 @@ def _cause(differing: Sequence[Difference], with_node: bool) -> Cause:
     return "environment" if environment else "unknown"
 
 
-def _keep(connection: Connection, looked_at: Sequence[_Series], found: Sequence[tuple[_Found, ChangeLine]]) -> None:
+def _keep(connection: Connection, looked_at: Sequence[_SeriesKey], found: Sequence[tuple[_Found, ChangeLine]]) -> None:
     """Replace what is stored of every series that was looked at."""
     from regress_db.ingest import shared_id
     from regress_db.method.changepoints import METHOD
 
     keys = {(row.case_id, row.platform_id, row.metric_id): row.id for row in connection.execute(select(*SERIES.c))}
-    known = [keys[key] for one in looked_at if (key := (one.case, one.platform, one.metric)) in keys]
+    known = [keys[key] for key in looked_at if key in keys]
     for piece in lookup.chunks(known):
         connection.execute(delete(CHANGE_POINTS).where(CHANGE_POINTS.c.series_id.in_(piece)))
     now = datetime.now(UTC)
