@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtrc
 
 from regress_db.method.consensus import Consensus, agreement, location
 
@@ -178,7 +179,7 @@ def displaced(
             for position, place in enumerate(places)
             if id(place) not in amounts
             and (found := _against_elsewhere(units, place, residual, least_units)) is not None
-            and found.p_value <= level
+            and max(found.p_value, found.chance) <= level
             and found.shared_by(least_share)
             and _outward(units, place, residual, found.centre)
         ]
@@ -189,7 +190,7 @@ def displaced(
         amounts[id(places[position])] = found
         _backfit(units, chosen, amounts, values, least_units)
         for place in list(chosen):
-            if amounts[id(place)].p_value > level:
+            if max(amounts[id(place)].p_value, amounts[id(place)].chance) > level:
                 chosen.remove(place)
     return [(place, amounts[id(place)]) for place in chosen]
 
@@ -226,6 +227,7 @@ def _against_elsewhere(units: Units, place: Place, values: Array, least_units: i
     apart: list[tuple[float, float]] = []
     deviations: list[Array] = []
     errors: list[Array] = []
+    elsewhere: list[Array] = []
     for stratum in np.unique(units.stratum[on]):
         mine, others = on & (units.stratum == stratum), off & (units.stratum == stratum)
         if not others.any():
@@ -234,13 +236,30 @@ def _against_elsewhere(units: Units, place: Place, values: Array, least_units: i
         of_mine, mine_error = location(here[mine], here_errors[mine])
         apart.append((of_mine - centre, math.hypot(error, mine_error)))
         deviations.append(here[mine] - centre)
+        elsewhere.append(there[others] - centre)
         errors.append(np.hypot(here_errors[mine], error))
     if sum(map(len, deviations)) < least_units:
         return None
     if len(apart) == 1 and _may_be_code(units, on, off):
         return None
     centres = np.array(apart)
-    return agreement(*location(centres[:, 0], centres[:, 1]), np.concatenate(deviations), np.concatenate(errors))
+    found = agreement(*location(centres[:, 0], centres[:, 1]), np.concatenate(deviations), np.concatenate(errors))
+    if units.code_may_differ:
+        by_chance = _by_chance(np.concatenate(deviations), np.concatenate(elsewhere), found.centre)
+        return replace(found, chance=by_chance)
+    return found
+
+
+def _by_chance(here: Array, elsewhere: Array, centre: float) -> float:
+    """The probability that so many of the units here moved, were they as likely to as those elsewhere.
+
+    A commit that slows a part of the series slows, by chance, most of those that ran on some place. Binomial, with the
+    share elsewhere taken half a unit high.
+    """
+    sign = math.copysign(1, centre)
+    moved_here, moved_elsewhere = (int((sign * part > abs(centre) / 2).sum()) for part in (here, elsewhere))
+    share = (moved_elsewhere + 0.5) / (len(elsewhere) + 1)
+    return float(bdtrc(moved_here - 1, len(here), share)) if moved_here else 1.0
 
 
 def _may_be_code(units: Units, on: Mask, off: Mask) -> bool:
