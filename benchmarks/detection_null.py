@@ -20,7 +20,7 @@ HERE = Path(changepoints_null.__file__)
 SEARCHED = [*range(6, 25), 26, 28, 30, 33, 36, 40, 45, 50, 60, 70, 80, 100, 120, 150, 200, 280, 400, 560, 800, 1130]
 SEARCHED += [1600, 2400, 3650, 5000]
 RECENT = [*range(4, 31), 33, 36, 40, 45, 50, 56, 63, 71, 80, 90, 100, scanning.RECENT_WINDOW]
-WORK = 2.5e7
+WORK = 3e6
 """Points scanned for one size of the table."""
 
 
