@@ -43,6 +43,7 @@ class Judged:
         number.
         """
         told = [f"#{finding.number} {finding.sentence}" for finding in self.verdict.findings]
+        told += [f"Note: {remark}." for remark in self.verdict.remarks]
         seen: set[int] = set()
         for one in self.verdict.series:
             if one.verdict not in _TOLD or one.finding in seen:

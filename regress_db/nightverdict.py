@@ -106,7 +106,8 @@ class NightVerdict:
     """What is said of a night; series are worst first.
 
     baseline: its name, `auto` for each series' own past, None where none was used. level: the false discovery rate.
-    aa_series, aa_alarms: of the standing A/A check, None where the plan has none.
+    aa_series, aa_alarms: of the standing A/A check, None where the plan has none. remarks: what could not be told of
+    the night as a whole, such as a slow night from slow code where nothing ran that does not depend on it.
     """
 
     night: str
@@ -119,6 +120,7 @@ class NightVerdict:
     level: float | None = None
     aa_series: int | None = None
     aa_alarms: int | None = None
+    remarks: tuple[str, ...] = ()
 
     def exit_code(self, strict: bool = False) -> int:
         """1: something regressed; 3: something planned has no valid result; 4: something could not be decided, with
@@ -193,6 +195,7 @@ def stored_verdict(history: History, night_id: str) -> NightVerdict:
         level=night.level,
         aa_series=night.aa_series,
         aa_alarms=night.aa_alarms,
+        remarks=tuple(night.remarks or ()),
     )
 
 
@@ -243,6 +246,7 @@ def store(connection: Connection, night: int, said: NightVerdict, baseline: int 
             level=said.level,
             aa_series=said.aa_series,
             aa_alarms=said.aa_alarms,
+            remarks=list(said.remarks),
         )
     )
 

@@ -138,12 +138,13 @@ NIGHTS = Table(
     Column("level", Double),
     Column("aa_series", Integer),
     Column("aa_alarms", Integer),
+    Column("remarks", JSON),
 )
 """A night: what was planned together. `judged_*` describe the verdicts that stand in `verdicts`.
 
 against: the name of the baseline it was judged against, or `auto`: each series against its own past. level: the false
 discovery rate the verdicts were made at. aa_*: how many series the standing A/A check compared, and
-in how many it saw a change that cannot be."""
+in how many it saw a change that cannot be. remarks: what could not be told of the night as a whole, in sentences."""
 
 PLANNED = Table(
     "planned",

@@ -250,6 +250,7 @@ def _judge(
         series=tuple(said),
         findings=tuple(_kept(finding) for finding in findings.values()),
         level=level,
+        remarks=shared.notes,
     )
 
 

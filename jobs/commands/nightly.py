@@ -126,6 +126,7 @@ def _head(judged: Judged, report: Path | None) -> dict[str, object]:
         "level": verdict.level,
         "aa_series": verdict.aa_series,
         "aa_alarms": verdict.aa_alarms,
+        "remarks": verdict.remarks,
         "findings": [dataclasses.asdict(finding) for finding in verdict.findings],
         "exit_code": judged.exit_code,
         "report": None if report is None else str(report),

@@ -126,6 +126,8 @@ def test_with_no_controls_a_slowdown_by_a_commit_is_never_explained_away(nights)
     rules = Rules(floor=0.05, controls=())
     verdict = judge_night(nights.history, night, baseline=AUTO, rules=rules)
     assert verdict.exit_code() == 1
+    assert verdict.findings
+    assert stored_verdict(nights.history, night).remarks == verdict.remarks
 
 
 def test_what_changed_in_the_environment_is_named(nights):

@@ -32,6 +32,7 @@ def _added() -> dict[str, list[sa.Column[Any]]]:
             sa.Column("level", sa.Double(), nullable=True),
             sa.Column("aa_series", sa.Integer(), nullable=True),
             sa.Column("aa_alarms", sa.Integer(), nullable=True),
+            sa.Column("remarks", sa.JSON(), nullable=True),
         ],
         "planned": [sa.Column("purpose", sa.String(), nullable=False, server_default="planned")],
     }
