@@ -24,6 +24,9 @@ from pathlib import Path
 START_DEADLINE_S = 60
 USER = "epwatch"
 _PR_SET_PDEATHSIG = 1
+_UNLIKE_C = ("--locale-provider=icu", "--icu-locale=en-US")
+"""Texts sort as people in most places have it, not by bytes as in SQLite: no answer may depend on that."""
+
 _SETTINGS = {
     "listen_addresses": "",
     "fsync": "off",
@@ -108,7 +111,20 @@ def watch(programs: Path, folder: Path) -> None:
             "env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": str(folder)},
         }
         subprocess.run(
-            [programs / "initdb", "-D", data, "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+            [
+                programs / "initdb",
+                "-D",
+                data,
+                "-U",
+                USER,
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                *_UNLIKE_C,
+                "--no-sync",
+            ],
             check=True,
             capture_output=True,
             timeout=START_DEADLINE_S,
