@@ -38,7 +38,7 @@ _LEAST_TO_CLIP = 6
 _LEAST_TO_CLIP_BY_PRIOR = 4
 _LEAST_POOLED_RUNS = 100
 _LEAST_POOLED_SERIES = 3
-_LEAST_POOLED_NIGHT_DF = 20
+_LEAST_POOLED_NIGHT_DF = 6
 _NOISIER = 0.01
 _LEAST_NIGHT_DF = 3
 
@@ -90,8 +90,8 @@ class SpreadPrior:
     """What the series of a platform say of one another's spread.
 
     variance: of one run, log scale squared; df: as how many degrees of freedom it counts (0: they have nothing in
-    common); night_share: share of the variance that runs of a night have in common, None where no night had several
-    runs; tails: how far out runs fall, None where there are fewer than 100; series: how many there were.
+    common); night_share: share of the variance that runs of a night have in common, None where too few nights had
+    several runs, and night_share_sd, how uncertain that is; tails: how far out runs fall, None where there are fewer than 100; series: how many there were.
     """
 
     variance: float
@@ -99,6 +99,7 @@ class SpreadPrior:
     night_share: float | None
     tails: Tails | None
     series: int
+    night_share_sd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +253,9 @@ def _night_share(old: Sequence[_Squares], prior: SpreadPrior | None) -> tuple[fl
     squares = _together(old)
     if squares.between_df == 0 and platform is None:
         return 0.0, 0.0, False
-    expected, doubt = (UNKNOWN_NIGHT_SHARE, UNKNOWN_NIGHT_SHARE) if platform is None else (platform, 0.0)
+    expected = doubt = UNKNOWN_NIGHT_SHARE
+    if prior is not None and platform is not None:
+        expected, doubt = platform, prior.night_share_sd
     weight = min(squares.between_df, squares.within_df) if squares.within > 0 else 0.0
     own = _share(squares) if weight > 0 else 0.0
     share = (weight * own + _PRIOR_NIGHTS * expected) / (weight + _PRIOR_NIGHTS)
@@ -267,18 +270,20 @@ def platform_prior(baselines: Sequence[Runs]) -> SpreadPrior:
     """
     usable = [runs for runs in baselines if len(runs.values_us) >= 3]
     squares = [_squares(runs, _limit(runs.logs(), 0.0)) for runs in usable]
-    share = _pooled_share(squares)
+    share, share_sd = _pooled_share(squares)
     estimates = [_variance(one, share or 0.0) for one in squares]
     if len(usable) < _LEAST_POOLED_SERIES:
-        return SpreadPrior(LEAST_SD**2, 0.0, share, None, len(usable))
+        return SpreadPrior(LEAST_SD**2, 0.0, share, None, len(usable), share_sd)
     variance, df = _fit([variance for variance, _ in estimates], [df for _, df in estimates])
     deviates = [z for runs in usable for z in _left_out(runs, variance, df)]
     tails = Tails.of(deviates) if len(deviates) >= _LEAST_POOLED_RUNS else None
-    return SpreadPrior(variance, df, share, tails, len(usable))
+    return SpreadPrior(variance, df, share, tails, len(usable), share_sd)
 
 
-def _pooled_share(squares: Sequence[_Squares]) -> float | None:
-    """Each series in units of its own variance, so that a noisy one does not speak for all."""
+def _pooled_share(squares: Sequence[_Squares]) -> tuple[float | None, float]:
+    """The share of all series together, each in units of its own variance, so that a noisy one does not speak for all;
+    and its standard deviation, by the delta method from that of the ratio of both mean squares. None: too few nights.
+    """
     scaled = []
     for one in squares:
         variance = (one.within + one.between) / (one.within_df + one.between_df)
@@ -286,8 +291,10 @@ def _pooled_share(squares: Sequence[_Squares]) -> float | None:
             scaled.append(replace(one, within=one.within / variance, between=one.between / variance))
     pooled = _together(scaled)
     if min(pooled.within_df, pooled.between_df) < _LEAST_POOLED_NIGHT_DF:
-        return None
-    return _share(pooled)
+        return None, 0.0
+    ratio = max(1.0, pooled.between / pooled.between_df / (pooled.within / pooled.within_df))
+    of_ratio = ratio * math.sqrt(2 / pooled.between_df + 2 / pooled.within_df)
+    return _share(pooled), of_ratio * pooled.size / (ratio - 1 + pooled.size) ** 2
 
 
 def _fit(variances: Sequence[float], dfs: Sequence[float]) -> tuple[float, float]:
