@@ -241,7 +241,8 @@ def _witness(of_controls: Consensus | None) -> str:
         return "nothing ran that does not depend on the code, so a slow night cannot be ruled out"
     low, high = of_controls.interval()
     count = of_controls.count
-    said = f"{count} {'series' if count == 1 else 'independent series'} that do not run it moved by"
+    who = "1 series that does" if count == 1 else f"{count} independent series that do"
+    said = f"{who} not run it moved by"
     return f"{said} {_signed(of_controls.centre)} ({_signed(low)} to {_signed(high)})"
 
 
