@@ -14,19 +14,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select
 
-from harness.case import PHASES, Case, Phase
+from harness.case import PHASES, Case
 from regress_db import lookup
-from regress_db.automatic import pasts
 from regress_db.environments import Difference, differences, flatten
 from regress_db.facts import AA, CONFIRMATION, RunFacts, facts_of_night, facts_of_runs, slowest_hosts
 from regress_db.history import History
+from regress_db.judged import Known, Pasts, Series, automatic_pasts, groups, named_pasts
 from regress_db.metrics import BANDWIDTH_METRIC, RUN_VALUE_METRIC
 from regress_db.nightverdict import (
     NO_NUMBER,
@@ -37,20 +37,19 @@ from regress_db.nightverdict import (
     Verdict,
     store,
 )
-from regress_db.schema import BASELINE_RUNS, ENVIRONMENTS
+from regress_db.schema import ENVIRONMENTS
 from regress_db.waivers import Waiver, waiver_for, why_not
 from regress_db.wording import AUTO, modes_words, sentence_of
 
 if TYPE_CHECKING:
     from regress_db.method.attribution import Context, Finding, Shared
-    from regress_db.method.comparing import Comparison, Decision, Runs
+    from regress_db.method.comparing import Comparison, Decision
 
 Floor = float | Mapping[str, float] | Callable[[Case], float]
 """The smallest relative change worth a verdict: one for all, by case key (`""`: for the others), or a function."""
 
 _DEFAULT_FLOOR = 0.05
 _DEFAULT_CONTROLS = ("torch",)
-_VALUE = RUN_VALUE_METRIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,9 @@ def judge_night(
         base = None if baseline in (None, AUTO) else lookup.live_baseline(connection, str(baseline))
         facts = facts_of_night(connection, night.id)
         of_night = [one for one in facts if one.purpose != AA]
-        known = _automatic(connection, night, of_night) if baseline == AUTO else _named(connection, base, facts)
+        known = (
+            automatic_pasts(connection, night, of_night) if baseline == AUTO else named_pasts(connection, base, facts)
+        )
         said = _judge(connection, of_night, known, baseline, night.name, rules)
         halves = _standing_check(facts, rules)
         verdict = replace(said, plan=night.plan, aa_series=halves and halves[0], aa_alarms=halves and halves[1])
@@ -118,93 +119,13 @@ def judge_runs(
     with history.read() as connection:
         base = lookup.live_baseline(connection, baseline)
         facts = facts_of_runs(connection, [lookup.run(connection, run_id)[0] for run_id in run_ids])
-        return _judge(connection, facts, _named(connection, base, facts), baseline, "", rules).series
-
-
-@dataclass(slots=True)
-class _Known:
-    """What one series is compared with: the runs of its level, of earlier levels, and since when the level holds."""
-
-    level: list[RunFacts] = field(default_factory=list)
-    earlier: list[list[RunFacts]] = field(default_factory=list)
-    since: str = ""
-
-
-_Past = Mapping[tuple[str, str, str], _Known]
-"""By case, platform and phase."""
-
-
-def _named(connection: Connection, base: Any, facts: Sequence[RunFacts]) -> _Past:
-    """The runs of a baseline, less those that are judged."""
-    if base is None:
-        return {}
-    own = {one.number for one in facts}
-    numbers = connection.execute(select(BASELINE_RUNS.c.run).where(BASELINE_RUNS.c.baseline_id == base.id)).scalars()
-    known: dict[tuple[str, str, str], _Known] = defaultdict(_Known)
-    for member in facts_of_runs(connection, sorted(number for number in numbers if number not in own)):
-        for phase in PHASES:
-            if (phase, _VALUE) in member.values:
-                known[member.case, member.platform, phase].level.append(member)
-    return known
-
-
-def _automatic(connection: Connection, night: Any, facts: Sequence[RunFacts]) -> _Past:
-    """Each series' own past."""
-    found = pasts(connection, night, {(one.case, one.platform) for one in facts})
-    numbers = {number for past in found.values() for runs in (past.level, *past.earlier) for number in runs}
-    by_number = {one.number: one for one in facts_of_runs(connection, sorted(numbers), hosts_too=False)}
-    return {
-        key: _Known(
-            level=[by_number[number] for number in past.level],
-            earlier=[[by_number[number] for number in runs] for runs in past.earlier],
-            since=past.since,
-        )
-        for key, past in found.items()
-    }
-
-
-@dataclass(slots=True)
-class _Series:
-    """One series on its way to a verdict."""
-
-    case: str
-    platform: str
-    phase: Phase
-    runs: list[RunFacts]
-    known: _Known
-    floor: float
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.case, self.platform, self.phase
-
-    @property
-    def backend(self) -> str:
-        return Case.parse(self.case).backend
-
-    @property
-    def family(self) -> str:
-        """What a commit would move alike, in words."""
-        return f"{self.backend} {Case.parse(self.case).mode} {self.phase}"
-
-    @property
-    def new(self) -> list[RunFacts]:
-        """The runs with a number."""
-        return [run for run in self.runs if (self.phase, _VALUE) in run.values]
-
-    def runs_to_come(self, confirmations: int) -> int:
-        """How many more runs a candidate would still get."""
-        return max(0, confirmations - sum(run.purpose == CONFIRMATION for run in self.new))
-
-    def values(self, runs: Iterable[RunFacts]) -> list[float]:
-        """The run values of these runs, in µs."""
-        return [run.values[self.phase, _VALUE] for run in runs]
+        return _judge(connection, facts, named_pasts(connection, base, facts), baseline, "", rules).series
 
 
 def _judge(
     connection: Connection,
     facts: Sequence[RunFacts],
-    known: _Past,
+    known: Pasts,
     baseline: str | None,
     night: str,
     rules: Rules,
@@ -214,8 +135,8 @@ def _judge(
 
     level = DEFAULT_LEVEL if rules.level is None else rules.level
     all_series = [
-        _Series(case, platform, phase, runs, known.get((case, platform, phase), _Known()), rules.floor_of(case))
-        for (case, platform), runs in _groups(facts).items()
+        Series(case, platform, phase, runs, known.get((case, platform, phase), Known()), rules.floor_of(case))
+        for (case, platform), runs in groups(facts).items()
         for phase in PHASES
     ]
     comparable = [one for one in all_series if one.new]
@@ -254,39 +175,29 @@ def _judge(
     )
 
 
-def _compare(series: Sequence[_Series], shared: Shared, rules: Rules, level: float) -> list[Comparison]:
+def _compare(series: Sequence[Series], shared: Shared, rules: Rules, level: float) -> list[Comparison]:
     from regress_db.method.comparing import compare, platform_prior
 
-    by_platform: dict[str, list[_Series]] = defaultdict(list)
+    by_platform: dict[str, list[Series]] = defaultdict(list)
     for one in series:
         by_platform[one.platform].append(one)
     priors = {
-        platform: platform_prior([_runs(one, one.known.level) for one in members if one.known.level])
+        platform: platform_prior([one.compared(one.known.level) for one in members if one.known.level])
         for platform, members in by_platform.items()
     }
     return [
         compare(
-            _runs(one, one.new, shared.removed_runs.get(one.key)),
-            _runs(one, one.known.level),
+            one.compared(one.new, shared.removed_runs.get(one.key)),
+            one.compared(one.known.level),
             floor=one.floor,
             prior=priors[one.platform],
-            earlier=[_runs(one, segment) for segment in one.known.earlier],
+            earlier=[one.compared(segment) for segment in one.known.earlier],
             confirmations=one.runs_to_come(rules.confirmations),
             level=level,
             family=len(series),
         )
         for one in series
     ]
-
-
-def _runs(one: _Series, runs: Sequence[RunFacts], removed: Sequence[float] | None = None) -> Runs:
-    """What is compared. removed: log change to take out of each run, None for nothing."""
-    from regress_db.method.comparing import Runs
-
-    values = one.values(runs)
-    if removed is not None:
-        values = [value * math.exp(-change) for value, change in zip(values, removed, strict=True)]
-    return Runs(tuple(values), tuple(run.night for run in runs))
 
 
 def _standing_check(facts: Sequence[RunFacts], rules: Rules) -> tuple[int, int] | None:
@@ -301,7 +212,7 @@ def _standing_check(facts: Sequence[RunFacts], rules: Rules) -> tuple[int, int] 
         if one.outcome == "ok" and one.purpose != CONFIRMATION:
             (again if one.purpose == AA else first)[one.case, one.platform].append(one)
     series = [
-        _Series(case, platform, phase, runs, _Known(level=first[case, platform]), rules.floor_of(case))
+        Series(case, platform, phase, runs, Known(level=first[case, platform]), rules.floor_of(case))
         for (case, platform), runs in again.items()
         for phase in PHASES
         if first[case, platform]
@@ -318,7 +229,7 @@ def _nothing_shared() -> Shared:
     return Shared(removed={}, findings=())
 
 
-def _shared(connection: Connection, series: Sequence[_Series], context: Context, rules: Rules) -> Shared:
+def _shared(connection: Connection, series: Sequence[Series], context: Context, rules: Rules) -> Shared:
     """What the series have in common tonight."""
     from regress_db.method.attribution import RunShift, SeriesShift, shared_shifts
 
@@ -331,7 +242,7 @@ def _shared(connection: Connection, series: Sequence[_Series], context: Context,
     }
     slowest = slowest_hosts(connection, sorted(spread_out))
 
-    def slowest_of(one: _Series, runs: Sequence[RunFacts]) -> tuple[str, ...]:
+    def slowest_of(one: Series, runs: Sequence[RunFacts]) -> tuple[str, ...]:
         return tuple(slowest[key] for run in runs if run.number and (key := (run.number, one.phase)) in slowest)
 
     shifts = []
@@ -346,7 +257,12 @@ def _shared(connection: Connection, series: Sequence[_Series], context: Context,
                 under_test=one.backend not in rules.controls,
                 label=one.family,
                 runs=tuple(
-                    RunShift(math.log(run.values[one.phase, _VALUE]) - centre, run.hosts, run.allocation, run.run_id)
+                    RunShift(
+                        math.log(run.values[one.phase, RUN_VALUE_METRIC]) - centre,
+                        run.hosts,
+                        run.allocation,
+                        run.run_id,
+                    )
                     for run in one.new
                 ),
                 sd=statistics.stdev(base),
@@ -359,7 +275,7 @@ def _shared(connection: Connection, series: Sequence[_Series], context: Context,
     return shared_shifts(shifts, context)
 
 
-def _context(connection: Connection, series: Sequence[_Series], night: str) -> Context:
+def _context(connection: Connection, series: Sequence[Series], night: str) -> Context:
     """What may explain a change of the whole night: the commit, the environment, the cluster."""
     from regress_db.method.attribution import Context
 
@@ -393,33 +309,8 @@ def _usual(connection: Connection, counts: Counter[int]) -> dict[str, str]:
     return flatten(connection.execute(select(ENVIRONMENTS.c.content).where(ENVIRONMENTS.c.id == number)).scalar_one())
 
 
-def _groups(facts: Sequence[RunFacts]) -> dict[tuple[str, str], list[RunFacts]]:
-    """Runs by case and platform.
-
-    A run without a number counts against its platform's group; where that has no ok run (the record may have been
-    written by whoever found the job dead), against every group of its case on that cluster; a missing run, of which
-    nothing is known, against every group of its case.
-    """
-    groups: dict[tuple[str, str], list[RunFacts]] = {}
-    for one in facts:
-        if one.outcome == "ok":
-            groups.setdefault((one.case, one.platform), []).append(one)
-    clusters = {key: runs[0].cluster for key, runs in groups.items()}
-    for one in facts:
-        if one.outcome == "ok":
-            continue
-        home = (one.case, one.platform)
-        homes = [home]
-        if home not in clusters:
-            alike = [key for key in clusters if key[0] == one.case and one.cluster in ("", clusters[key])]
-            homes = alike or homes
-        for key in homes:
-            groups.setdefault(key, []).append(one)
-    return groups
-
-
 def _say(
-    one: _Series,
+    one: Series,
     found: tuple[Comparison, Decision] | None,
     is_candidate: Callable[[Comparison], bool],
     shared: Shared,
@@ -430,7 +321,7 @@ def _say(
     comparison, decision = found or (None, None)
     new, old = one.new, one.known.level
     bad = [run for run in one.runs if run.outcome != "ok"]
-    silent = sum(run.outcome == "ok" and (one.phase, _VALUE) not in run.values for run in one.runs)
+    silent = sum(run.outcome == "ok" and (one.phase, RUN_VALUE_METRIC) not in run.values for run in one.runs)
     verdict: Verdict = "insufficient" if decision is None else decision.verdict
     if bad or silent:
         verdict = next((kind for kind in NO_NUMBER if any(run.outcome == kind for run in bad)), "missing")
@@ -487,7 +378,7 @@ def _say(
     return replace(said, sentence=sentence)
 
 
-def _modes(one: _Series) -> str:
+def _modes(one: Series) -> str:
     """What is to be said of a series with two levels, "" of any other."""
     from regress_db.method.modes import compare_modes, two_modes
 

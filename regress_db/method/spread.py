@@ -91,7 +91,8 @@ class SpreadPrior:
 
     variance: of one run, log scale squared; df: as how many degrees of freedom it counts (0: they have nothing in
     common); night_share: share of the variance that runs of a night have in common, None where too few nights had
-    several runs, and night_share_sd, how uncertain that is; tails: how far out runs fall, None where there are fewer than 100; series: how many there were.
+    several runs, and night_share_sd, how uncertain that is; tails: how far out runs fall, None where there are fewer
+    than 100; series: how many there were.
     """
 
     variance: float
