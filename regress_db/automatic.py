@@ -79,11 +79,16 @@ class Mark:
 def pasts(connection: Connection, night: Row[Any], series: Collection[tuple[str, str]]) -> dict[SeriesKey, Past]:
     """The past of every phase of these (case, platform), seen from `night` (a row of `nights`), which is no part of it.
 
-    Only runs of nights count: what someone measured by hand was not measured under the plan's conditions.
+    Marks of a later level say nothing of this night. Only runs of nights count: what someone measured by hand was not
+    measured under the plan's conditions.
     """
     nights = _nights_before(connection, night)
     followed = _follow(connection, nights, series)
-    marks = _marks(connection)
+    marks = [
+        (scope, mark)
+        for scope, mark in _marks(connection)
+        if night.started_at is None or mark.since <= night.started_at
+    ]
     return {
         key: choose(of_series, [mark for scope, mark in marks if _applies(scope, key)])
         for key, of_series in followed.items()

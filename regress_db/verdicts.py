@@ -98,7 +98,7 @@ def judge_night(
         night = lookup.night(connection, night_id)
         base = None if baseline in (None, AUTO) else lookup.live_baseline(connection, str(baseline))
         facts = facts_of_night(connection, night.id)
-        of_night = [one for one in facts if one.purpose != AA]
+        of_night = [one for one in facts if one.purpose != AA or one.outcome != "ok"]
         known = (
             automatic_pasts(connection, night, of_night) if baseline == AUTO else named_pasts(connection, base, facts)
         )
@@ -151,7 +151,7 @@ def _judge(
     changed = [
         Changed(one.key, one.family, found.effect, found.low, found.high, one.backend not in rules.controls)
         for one, found, decision in zip(comparable, comparisons, decisions, strict=True)
-        if decision.verdict in ("regressed", "improved")
+        if decision.verdict in ("regressed", "improved") and all(run.outcome == "ok" for run in one.runs)
         if found.effect is not None and found.low is not None and found.high is not None
     ]
     code, numbers = group(changed, context, len(shared.findings) + 1, shared.witness)

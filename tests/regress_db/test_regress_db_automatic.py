@@ -181,6 +181,14 @@ def test_a_slow_night_is_red_and_stays_red_until_someone_accepts_it(history, spo
     assert dispatch.baseline_runs == 13
 
 
+def test_what_is_accepted_later_says_nothing_of_an_earlier_night(history, spool):
+    nights_of(history, spool, STEADY, judge=False)
+    accept(history, [CASE.key], since=moment_of(history, "night006"), who="ada", why="new kernel")
+    earlier = judge_night(history, "night005", baseline=AUTO, rules=RULES)
+    assert {one.baseline_runs for one in earlier.series} == {5}
+    assert {one.baseline_runs for one in judge_night(history, "night007", baseline=AUTO, rules=RULES).series} == {1}
+
+
 def test_a_decision_can_be_withdrawn_and_both_stay_on_record(history, spool):
     nights_of(history, spool, [*STEADY[:4]], judge=False)
     (made,) = accept(history, [CASE.key], since=moment_of(history, "night002"), who="ada", why="new kernel")

@@ -116,6 +116,21 @@ def test_one_run_without_a_number_among_five_decides_both_phases(based, spool, o
         assert all(f"it {outcome}" in one.sentence for one in verdict.series)
 
 
+def test_a_failed_half_of_an_a_a_night_is_no_pass_either(based, spool):
+    run_night(based, spool, "second", bad={3: "failed"}, purpose={1: "aa", 3: "aa"})
+    verdict = judge_night(based, "second", baseline="main")
+    assert {one.verdict for one in verdict.series} == {"failed"}
+    assert {one.new_runs for one in verdict.series} == {3}
+    assert verdict.exit_code() == 3
+
+
+def test_a_series_that_failed_is_in_no_finding_whatever_its_other_runs_say(based, spool):
+    run_night(based, spool, "second", bad={0: "failed"}, combine_us=400.0)
+    verdict = judge_night(based, "second", baseline="main")
+    assert {one.verdict for one in verdict.series} == {"failed"}
+    assert verdict.findings == ()
+
+
 def test_the_worst_of_several_failures_is_the_verdict(based, spool):
     run_night(based, spool, "second", bad={0: "missing", 1: "failed", 2: "hung", 3: "wrong"})
     assert {one.verdict for one in judge_night(based, "second", baseline="main").series} == {"wrong"}
