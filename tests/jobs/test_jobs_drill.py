@@ -42,17 +42,27 @@ DELAY_US = "100000"
 """Hundreds of times what combine takes: whatever else the machine does meanwhile, every run shows it."""
 
 
+TRIES = 3
+"""A machine that is so busy that its runs differ a hundredfold can decide nothing, and says so: then try again."""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which two nights have been: one that became the baseline, one with the fault."""
-    folder = tmp_path_factory.mktemp("drill")
-    (folder / "plan.toml").write_text(PLAN)
-    first = epwatch("nightly", "plan.toml", *PLACES, cwd=folder, timeout_s=170)
-    (folder / "first.txt").write_text(first.stdout)
-    assert first.returncode == 0, first.stderr
-    second = epwatch(
-        "nightly", "plan.toml", *PLACES, "--json", cwd=folder, timeout_s=170, EPWATCH_INJECT_DELAY_US=DELAY_US
-    )
+    for _ in range(TRIES):
+        folder = tmp_path_factory.mktemp("drill")
+        (folder / "plan.toml").write_text(PLAN)
+        first = epwatch("nightly", "plan.toml", *PLACES, cwd=folder, timeout_s=170)
+        (folder / "first.txt").write_text(first.stdout)
+        assert first.returncode == 0, first.stderr
+        second = epwatch(
+            "nightly", "plan.toml", *PLACES, "--json", cwd=folder, timeout_s=170, EPWATCH_INJECT_DELAY_US=DELAY_US
+        )
+        assert second.returncode in (0, 1), second.stdout + second.stderr
+        if second.returncode == 1:
+            break
+        undecided = {one["verdict"] for one in json.loads(second.stdout)["series"] if one["case"] == EP_CORE}
+        assert "inconclusive" in undecided, second.stdout
     assert second.returncode == 1, second.stdout + second.stderr
     (folder / "second.json").write_text(second.stdout)
     return folder
@@ -79,7 +89,7 @@ def gate(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1100)
 def test_the_first_clean_night_becomes_the_baseline(place):
     assert "It is now baseline drill." in (place / "first.txt").read_text()
     (line,) = json.loads(epwatch("baseline", "list", "--db", "history.db", "--json", cwd=place).stdout)
