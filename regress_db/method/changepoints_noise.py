@@ -130,7 +130,8 @@ def _places(labels: Sequence[Hashable]) -> dict[Hashable, list[int]]:
 def _moving_median(values: Array, window: int) -> Array:
     half = window // 2
     padded = np.pad(values, half, mode="reflect")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)  # type: ignore[no-any-return]
+    medians: Array = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)
+    return medians
 
 
 def _without_levels(values: Array) -> Array:
@@ -220,4 +221,5 @@ def _innovations(values: Array, share: float, sigma: float) -> Array:
     recent = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)
     bounded = recent + np.clip(values - recent, -_CLIP_SIGMA * sigma, _CLIP_SIGMA * sigma)
     before = np.concatenate([[median(values[:window])], bounded[:-1]])
-    return values - share * before  # type: ignore[no-any-return]
+    innovations: Array = values - share * before
+    return innovations

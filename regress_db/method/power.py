@@ -53,4 +53,5 @@ def detectable(last: Stage, df: float, first: Stage | None = None) -> float:
 
 def _ramp(distance: NDArray[np.floating]) -> NDArray[np.floating]:
     """One above zero and zero below, blurred over the distance between nodes so that the mean is smooth."""
-    return np.clip(distance / 0.05 + 0.5, 0.0, 1.0)
+    ramp: NDArray[np.floating] = np.clip(distance / 0.05 + 0.5, 0.0, 1.0)
+    return ramp

@@ -26,6 +26,7 @@ def centred_ranks(values: Array) -> Array:
         last = np.where(np.concatenate([rises, edge], axis=-1), ranks, float(length))
         last = np.minimum.accumulate(last[..., ::-1], axis=-1)[..., ::-1]
         ranks = (first + last) / 2
-    placed = np.empty(values.shape)
+    placed: Array = np.empty(values.shape)
     np.put_along_axis(placed, order, ranks, axis=-1)
-    return placed - (length - 1) / 2
+    placed -= (length - 1) / 2
+    return placed
