@@ -66,7 +66,8 @@ class Judged:
 
 
 def rules_of(history: History, plan: Plan) -> Rules:
-    """How nights of the plan are judged. The level is what calibration on its own history found, else the plan's.
+    """How nights of the plan are judged. The level is the plan's, or what calibration on its own
+    history found, where that is stricter.
 
     Raises `WaiverError` for a file of waivers that cannot be used.
     """
@@ -74,9 +75,10 @@ def rules_of(history: History, plan: Plan) -> Rules:
     from regress_db.calibration import level_for
     from regress_db.verdicts import Rules
 
+    calibrated = level_for(history, plan.name)
     return Rules(
         floor=plan.floors,
-        level=level_for(history, plan.name) or plan.level,
+        level=plan.level if calibrated is None else min(calibrated, plan.level),
         confirmations=plan.verdict.confirmations * plan.runs_of_a_confirmation,
         controls=tuple(plan.verdict.controls),
         waivers=() if plan.waivers_file is None else waivers.load(plan.waivers_file),

@@ -12,8 +12,12 @@ from epwatch_command import epwatch, sentence
 from sqlalchemy import insert
 
 from harness.case import PHASES, Case
+from jobs.judging import rules_of
+from jobs.plan import parse
 from regress_db.history import History
+from regress_db.method.comparing import METHOD
 from regress_db.schema import (
+    CALIBRATIONS,
     CASES,
     ENVIRONMENTS,
     METRICS,
@@ -132,3 +136,28 @@ def test_a_short_history_is_told_so_and_that_is_no_failure(tmp_path):
 def test_what_cannot_be_calibrated_is_refused_in_one_sentence(tmp_path, arguments, said):
     make_history(tmp_path, 4, plans=("nightly", "weekly"))
     assert said in sentence(epwatch(*arguments, cwd=tmp_path))
+
+
+@pytest.mark.parametrize(("recorded", "level"), [(None, 0.5 / 30), (0.03, 0.5 / 30), (0.005, 0.005)])
+def test_a_recorded_level_judges_nights_only_where_it_is_stricter_than_the_plan(tmp_path, recorded, level):
+    plan = parse(PLAN, "plan.toml")
+    with History.open(tmp_path / "history.db") as history:
+        if recorded is not None:
+            with history.write() as connection:
+                connection.execute(
+                    insert(CALIBRATIONS),
+                    {
+                        "made_at": datetime(2026, 10, 1, tzinfo=UTC),
+                        "made_by": "ada",
+                        "plan": "nightly",
+                        "judge": METHOD,
+                        "series": 2,
+                        "runs": 20,
+                        "shuffles": 200,
+                        "alarms": 1,
+                        "budget": 0.05,
+                        "level": recorded,
+                        "details": {},
+                    },
+                )
+        assert rules_of(history, plan).level == pytest.approx(level)
