@@ -76,13 +76,18 @@ def measure_night(plan: Plan, history: History, spool: Path, update: Update, can
         cluster = CLUSTERS[plan.cluster.kind](jobs_folder)
         runs = [run for job in manifest.jobs for run in job.runs]
         open_night(history, manifest.night, plan.name, now, runs, _purpose(plan))
-        try:
-            done = 0
-            for job in manifest.jobs:
+        done = 0
+
+        def run_all(jobs: Sequence[PackedJob]) -> None:
+            nonlocal done
+            for job in jobs:
                 _run_job(cluster, _spec(plan, job, folder, spool), folder / job.name, spool, done, update)
                 # Between jobs and never during one: ingestion is work for the machine that is being measured.
                 bring_home(history, spool)
                 done += len(job.runs)
+
+        try:
+            run_all(manifest.jobs)
             for time_again in range(plan.verdict.confirmations):
                 again = candidates(manifest.night)
                 if not again:
@@ -92,11 +97,8 @@ def measure_night(plan: Plan, history: History, spool: Path, update: Update, can
                 _write_manifest(folder, manifest)
                 more = [run for job in jobs for run in job.runs]
                 open_night(history, manifest.night, plan.name, now, more, lambda _: CONFIRMATION)
-                for job in jobs:
-                    (folder / job.name).mkdir(mode=0o700)
-                    _run_job(cluster, _spec(plan, job, folder, spool), folder / job.name, spool, done, update)
-                    bring_home(history, spool)
-                    done += len(job.runs)
+                _make_folders(folder, jobs)
+                run_all(jobs)
             update(done, "measured")
         except KeyboardInterrupt as interrupt:
             raise type(interrupt)(f"night {manifest.night} keeps what it has measured, the rest is missing") from None
@@ -126,7 +128,11 @@ def _lay_out(folder: Path, plan: Plan, manifest: Manifest) -> None:
     folder.mkdir(mode=0o700)
     (folder / PLAN_FILE).write_text(plan.source, encoding="utf-8")
     _write_manifest(folder, manifest)
-    for job in manifest.jobs:
+    _make_folders(folder, manifest.jobs)
+
+
+def _make_folders(folder: Path, jobs: Sequence[PackedJob]) -> None:
+    for job in jobs:
         (folder / job.name).mkdir(mode=0o700)
 
 

@@ -9,16 +9,11 @@ import click
 from jobs.commands.baseline import who_and_why
 from jobs.options import format_options, history_option, selection_options
 from jobs.places import open_history
-from jobs.tables import Column, Format, say, show
+from jobs.tables import Column, Format, say, show, to_the_second
 
 if TYPE_CHECKING:
     from regress_db.selection import Selection
     from regress_db.triage import Decision
-
-
-def _time(moment: Any) -> str | None:
-    """UTC to the second."""
-    return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _columns() -> list[Column[Decision]]:
@@ -27,12 +22,12 @@ def _columns() -> list[Column[Decision]]:
         Column("case", lambda row: row.case, "case", long=True),
         Column("phase", lambda row: row.phase, "phase", lambda row: row.phase or "both"),
         Column("platform", lambda row: row.platform),
-        Column("from_time", lambda row: _time(row.from_time), "from (UTC)"),
+        Column("from_time", lambda row: to_the_second(row.from_time), "from (UTC)"),
         Column("decided_by", lambda row: row.decided_by, "by"),
-        Column("decided_at", lambda row: _time(row.decided_at), "on (UTC)"),
+        Column("decided_at", lambda row: to_the_second(row.decided_at), "on (UTC)"),
         Column("reason", lambda row: row.reason, "why"),
         Column("withdrawn_by", lambda row: row.withdrawn_by),
-        Column("withdrawn_at", lambda row: _time(row.withdrawn_at)),
+        Column("withdrawn_at", lambda row: to_the_second(row.withdrawn_at)),
         Column("withdrawn_reason", lambda row: row.withdrawn_reason),
     ]
 

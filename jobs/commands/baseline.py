@@ -10,7 +10,7 @@ import click
 
 from jobs.options import format_options, history_option
 from jobs.places import open_history
-from jobs.tables import Column, Format, as_json, as_objects, say, show
+from jobs.tables import Column, Format, as_json, as_objects, say, show, to_the_second
 
 if TYPE_CHECKING:
     from regress_db.baselines import Baseline, BaselineSeries
@@ -41,18 +41,13 @@ def _baseline_columns() -> list[Column[Baseline]]:
         Column("name", lambda row: row.name, "baseline"),
         Column("series", lambda row: len(row.series), "series", right=True),
         Column("runs", lambda row: row.runs, "runs", right=True),
-        Column("set_at", lambda row: _time(row.set_at), "set at (UTC)"),
+        Column("set_at", lambda row: to_the_second(row.set_at), "set at (UTC)"),
         Column("set_by", lambda row: row.set_by, "by"),
         Column("reason", lambda row: row.reason, "why", long=True),
-        Column("retired_at", lambda row: _time(row.retired_at), "retired at (UTC)"),
+        Column("retired_at", lambda row: to_the_second(row.retired_at), "retired at (UTC)"),
         Column("retired_by", lambda row: row.retired_by, "by"),
         Column("retired_reason", lambda row: row.retired_reason, "why", long=True),
     ]
-
-
-def _time(moment: Any) -> str | None:
-    """UTC to the second."""
-    return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 @click.group()
@@ -126,7 +121,7 @@ def show_(name: str, db: str | None, form: Format) -> None:
         return
     show(found.series, columns, form)
     if form == "table":
-        say(f"\nset {_time(found.set_at)} by {found.set_by}: {found.reason}")
+        say(f"\nset {found.set_at:%Y-%m-%dT%H:%M:%SZ} by {found.set_by}: {found.reason}")
 
 
 @baseline.command()
