@@ -52,8 +52,8 @@ def utc_now(offset_s: float = 0.0) -> str:
 
 
 def hostname() -> str:
-    """This machine's name, as the record's nodes have it."""
-    return socket.gethostname()
+    """This node's name, as the record's nodes have it: Slurm's where a step runs (one machine may be several nodes)."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -80,11 +80,11 @@ def cpu_model() -> str:
     return " ".join(name.replace("/", "-").split())
 
 
-def platform(cluster: str, device: Device, nodes: int) -> Platform:
-    """The platform of a run by ranks on `nodes` machines like this one."""
+def platform(cluster: str, device: Device, nodes: int, cpus: int | None = None) -> Platform:
+    """The platform of a run by ranks on `nodes` nodes like this one. cpus: usable on a node, else those usable here."""
     return Platform(
         device_model=cpu_model() if device == "cpu" else "unknown GPU",
-        devices_per_node=len(os.sched_getaffinity(0)),
+        devices_per_node=len(os.sched_getaffinity(0)) if cpus is None else cpus,
         interconnect="shared-memory" if nodes == 1 else "network",
         cluster=cluster,
     )
@@ -178,6 +178,13 @@ def nodes(host_of_rank: Sequence[str]) -> list[Node]:
     for rank, host in enumerate(host_of_rank):
         ranks.setdefault(host, []).append(rank)
     return [Node(hostname=host, ranks=held) for host, held in ranks.items()]
+
+
+def scheduler_job(environ: Mapping[str, str]) -> str:
+    """Which job of which scheduler this is: "Slurm job 77", "Slurm job 123_4" in an array; "" where there is none."""
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
+    return f"Slurm job {job}" if job else ""
 
 
 def job_notes(environ: Mapping[str, str]) -> list[str]:

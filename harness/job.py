@@ -26,6 +26,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     spool: folder that receives the records. log_folder: of the ranks' logs. deadline_s: for the whole job.
     op_deadline_s: for one wait inside an operation. cluster: name for the platform. warmup, iters: of the protocol.
+    attempt: which attempt of the job this is, from 1; runs that an earlier one recorded are left alone. job_name: the
+    job's name within its night, "" where it has none.
     """
 
     runs: list[PlannedRun]
@@ -36,6 +38,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     iters: int = DEFAULT_ITERS
     deadline_s: float = DEFAULT_DEADLINE_S
     op_deadline_s: float = 60.0
+    attempt: int = 1
+    job_name: str = ""
 
     @property
     def ranks(self) -> int:

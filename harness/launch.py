@@ -4,8 +4,8 @@ Torch-free: the ranks are processes of their own, under torch's elastic launch (
 all of them are gone, and by then every planned run has a record in the spool: the one its ranks wrote, or a `failed`
 or `hung` one with the failing rank's words and the tail of its log. Called by `jobs`. Next to read: `harness.worker`.
 
-In the job's log folder: job.json (what the ranks were told), launch.log, progress-rank<r>.jsonl, failures.json, and the
-ranks' own output under ranks/.
+In the job's log folder: job.json (what the ranks were told), launch.log, progress-rank<r>.jsonl, end-rank<r>.json (how
+each rank ended, in its own words), failures.json, and the ranks' own output under ranks/.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Literal
 
 import msgspec
 
-from harness import job, progress
+from harness import job, progress, rank_end, record
 from harness.agent import RankFailure
 from harness.errors import CaseError, JobError
 from harness.job import JobSpec
@@ -101,7 +101,7 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
     exit_code, timed_out, recorded = _run_ranks(part, started, tell)
     verdict = _explain(part, exit_code, timed_out)
     # Rank 0 may have been killed between writing a record and saying so.
-    recorded |= {run.run_id for run in runnable if (Path(spec.spool) / f"{run.run_id}.json").exists()}
+    recorded |= {run.run_id for run in runnable if record.recorded(Path(spec.spool), run.run_id) is not None}
     missing = [run for run in runnable if run.run_id not in recorded]
     for run in missing:
         outcome, failure = _account(part, run, verdict)
@@ -253,22 +253,33 @@ def _explain(spec: JobSpec, exit_code: int, timed_out: bool) -> _Verdict | None:
     log_folder = Path(spec.log_folder)
     if timed_out:
         return _hung(spec)
-    if exit_code == 0:
+    ends = rank_end.read_all(log_folder, spec.ranks)
+    cause = rank_end.to_blame(ends)
+    if exit_code == 0 and cause is None:
         return None
-    failures = _failures(log_folder)
-    if not failures:
+    # Ranks that lose a peer fail in the same instant: one that was killed is the cause, SIGTERM is the agent's own.
+    told = {end.rank for end in ends}
+    failures = [failure for failure in _failures(log_folder) if failure.exit_code != -signal.SIGTERM]
+    silent = [failure for failure in failures if failure.rank not in told]
+    killed = [failure for failure in silent if failure.exit_code < 0]
+    if killed:
+        message = f"rank {killed[0].rank} was killed by {_signal_name(-killed[0].exit_code)}"
+        return _Verdict("failed", "RankKilled", message, killed[0].rank, _tail(log_folder, killed[0].rank))
+    if cause is not None and not (cause.lost_a_peer and silent):
+        words = cause.message.partition("\n")[0]
+        return _Verdict("failed", cause.kind, f"rank {cause.rank} failed: {words}", cause.rank, cause.trace)
+    if not silent:
         message = f"the ranks could not be started or watched (exit code {exit_code})"
         return _Verdict("failed", "LaunchFailed", message, -1, _tail(log_folder, -1))
-    # Ranks that lose a peer fail in the same instant: one that was killed is the cause, SIGTERM is the agent's own.
-    killed = [failure for failure in failures if failure.exit_code < 0 and failure.exit_code != -signal.SIGTERM]
-    first = (killed or failures)[0]
-    if first.exit_code < 0:
-        message = f"rank {first.rank} was killed by {_signal_name(-first.exit_code)}"
-        return _Verdict("failed", "RankKilled", message, first.rank, _tail(log_folder, first.rank))
-    tail = _tail(log_folder, first.rank)
+    return _without_a_word(log_folder, silent[0])
+
+
+def _without_a_word(log_folder: Path, failure: RankFailure) -> _Verdict:
+    """Of a rank that died before it could say how: what the end of its log says."""
+    tail = _tail(log_folder, failure.rank)
     found = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Failed|Answer)\w*): (.*)$", tail, re.MULTILINE)
-    kind, words = found[-1] if found else ("RankFailed", f"exit code {first.exit_code}")
-    return _Verdict("failed", kind, f"rank {first.rank} failed: {words}", first.rank, tail)
+    kind, words = found[-1] if found else ("RankFailed", f"exit code {failure.exit_code}")
+    return _Verdict("failed", kind, f"rank {failure.rank} failed: {words}", failure.rank, tail)
 
 
 def _hung(spec: JobSpec) -> _Verdict:

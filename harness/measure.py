@@ -24,6 +24,7 @@ from harness.case import PHASES, Case, Phase
 from harness.errors import BackendError, CaseError, WrongAnswer
 from harness.inputs import make_inputs
 from harness.job import DEVICES, JobSpec
+from harness.placement import in_equal_blocks, in_words
 from harness.record import Check, Failure, Outcome, PhaseResult, PlannedRun, Record
 from harness.stats import summarise
 from harness.world import World
@@ -126,7 +127,7 @@ def run_one(world: World, planned: PlannedRun, spec: JobSpec, on_step: Callable[
     return Record(
         run_id=planned.run_id,
         case=planned.case,
-        platform=environment.platform(spec.cluster, planned.case.device, world.nodes),
+        platform=environment.platform(spec.cluster, planned.case.device, world.nodes, world.cpus_per_node),
         environment=environment.capture(os.environ),
         nodes=environment.nodes(world.host_of_rank),
         started_at=started_at,
@@ -141,6 +142,10 @@ def run_one(world: World, planned: PlannedRun, spec: JobSpec, on_step: Callable[
         failure=failure,
         conditions=before | environment.conditions("after"),
         notes=run.notes + environment.job_notes(os.environ),
+        placement=list(world.placement),
+        launcher=world.place.launcher,
+        attempt=spec.attempt,
+        scheduler_job=environment.scheduler_job(os.environ),
     )
 
 
@@ -181,7 +186,13 @@ def _validate(case: Case, world: World, spec: JobSpec) -> None:
     case.validate()
     if case.ranks != world.size or case.nodes != world.nodes:
         raise CaseError(
-            f"the case wants {case.ranks} ranks on {case.nodes} nodes, the world has {world.size} on {world.nodes}"
+            f"the case wants {case.ranks} ranks on {case.nodes} nodes, the world has {world.size} on {world.nodes}: "
+            f"{in_words(world.host_of_rank, world.domain_of_rank)}"
+        )
+    if not in_equal_blocks(world.domain_of_rank):
+        raise CaseError(
+            f"the {world.size} ranks are not spread evenly over the {world.nodes} nodes, each node's ranks next to "
+            f"each other: the nodes of ranks 0 to {world.size - 1} are {', '.join(world.host_of_rank)}"
         )
     if case.routing not in routing.GENERATORS:
         raise CaseError(f"routing {case.routing!r} is unknown; known are {', '.join(routing.GENERATORS)}")

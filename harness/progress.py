@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 RECORDED = "recorded"
-"""The step that says: the record of `run_id` is in the spool, with `outcome`."""
+"""The step that says: the record of `run_id` is in the spool, with `outcome`; "" where an earlier attempt made it."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,9 @@ import msgspec
 from harness.case import Case, Phase
 from harness.errors import RecordError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+INGESTED = "ingested"
+"""Folder within the spool where ingestion keeps the records that are in the history."""
 
 Outcome = Literal["ok", "failed", "wrong", "hung"]
 
@@ -56,6 +58,17 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     hostname: str
     ranks: list[int]
+
+
+class RankPlacement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where one rank ran. hostname: its node's name. cpus: those it may use, "0-3,8"; numa: the NUMA nodes they
+    belong to, "0-1". Both are "" where not known.
+    """
+
+    rank: int
+    hostname: str
+    cpus: str = ""
+    numa: str = ""
 
 
 class Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -160,7 +173,10 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     run_id: unique for ever (32 hex digits), made when the run is planned. night: id of the night it belongs to, ""
     for a run outside any night. repeat: which repeat of its case in that night, from 0. started_at, ended_at: UTC,
     RFC 3339. warmup, iters: of the protocol. conditions: what the machine was doing (load averages, clocks,
-    throttle reasons), before and after. phases is empty unless outcome is `ok`.
+    throttle reasons), before and after. phases is empty unless outcome is `ok`. placement: one entry a rank, in rank
+    order; empty where nobody saw the ranks. launcher: what started them (`srun`, `torchrun`, ...), "" where not known.
+    attempt: which attempt of its job this was, from 1. scheduler_job: "Slurm job 123_4", "" outside of a scheduler.
+    schema_version: of the document it was read from; a field that this version does not have is as its default says.
     """
 
     run_id: str
@@ -180,7 +196,34 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     failure: Failure | None = None
     conditions: dict[str, float] = {}
     notes: list[str] = []
+    placement: list[RankPlacement] = []
+    launcher: str = ""
+    attempt: int = 1
+    scheduler_job: str = ""
     schema_version: int = SCHEMA_VERSION
+
+
+class _Record1(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A record of version 1, which knew nodes and not where on them a rank ran. Frozen with its version."""
+
+    run_id: str
+    case: Case
+    platform: Platform
+    environment: Environment
+    nodes: list[Node]
+    started_at: str
+    ended_at: str
+    warmup: int
+    iters: int
+    outcome: Outcome
+    checks: list[Check]
+    phases: list[PhaseResult]
+    night: str = ""
+    repeat: int = 0
+    failure: Failure | None = None
+    conditions: dict[str, float] = {}
+    notes: list[str] = []
+    schema_version: int = 1
 
 
 class _Header(msgspec.Struct):
@@ -196,7 +239,15 @@ def new_run_id() -> str:
 
 def encode(record: Record) -> bytes:
     """The record's JSON."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=1)
+    return msgspec.json.format(canonical(record), indent=1)
+
+
+def canonical(record: Record) -> bytes:
+    """The record's one JSON in its own schema version: the same bytes for the same content, whoever reads it."""
+    told: Record | _Record1 = record
+    if record.schema_version == 1:
+        told = _Record1(**{name: getattr(record, name) for name in _Record1.__struct_fields__})
+    return msgspec.json.encode(told, order="deterministic")
 
 
 def decode(data: bytes) -> Record:
@@ -210,6 +261,9 @@ def decode(data: bytes) -> Record:
             f"record has schema version {version}, this epwatch reads up to {SCHEMA_VERSION}: use a newer epwatch"
         )
     try:
+        if version == 1:
+            first = msgspec.json.decode(data, type=_Record1)
+            return Record(**{name: getattr(first, name) for name in first.__struct_fields__})
         return msgspec.json.decode(data, type=Record)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RecordError(f"not a run record of schema version {version}: {error}") from None
@@ -239,6 +293,14 @@ def write(record: Record, spool: Path) -> Path:
             partial.unlink()
         raise RecordError(f"cannot write the record {target}: {error.strerror or error}") from error
     return target
+
+
+def recorded(spool: Path, run_id: str) -> Path | None:
+    """Where the run's record is: in the spool, or where ingestion has moved it; None where it has none."""
+    for path in (spool / f"{run_id}.json", spool / INGESTED / f"{run_id}.json"):
+        if path.exists():
+            return path
+    return None
 
 
 def read(path: Path) -> Record:

@@ -7,27 +7,40 @@ Next to read: `harness.record`.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import environment, record
 from harness.job import JobSpec
-from harness.record import Failure, Node, Outcome, PlannedRun, Record
+from harness.record import Failure, Outcome, PlannedRun, RankPlacement, Record
 
 
 def write_unmeasured(
-    spec: JobSpec, run: PlannedRun, outcome: Outcome, failure: Failure, *, elapsed_s: float = 0.0
+    spec: JobSpec,
+    run: PlannedRun,
+    outcome: Outcome,
+    failure: Failure,
+    *,
+    elapsed_s: float = 0.0,
+    hosts: Sequence[str] | None = None,
 ) -> Path:
     """Write the record of `run` into the spool of `spec`, as seen from this machine; returns its path.
 
-    elapsed_s: how long ago the job started. Raises `RecordError` when the spool refuses.
+    A record that is there already stands. elapsed_s: how long ago the job started. hosts: the node of each rank, where
+    it is known; else the ranks are put down to this machine, without a placement. Raises `RecordError` when the spool
+    refuses.
     """
+    spool = Path(spec.spool)
+    there = record.recorded(spool, run.run_id)
+    if there is not None:
+        return there
     return record.write(
         Record(
             run_id=run.run_id,
             case=run.case,
             platform=environment.platform(spec.cluster, run.case.device, run.case.nodes),
             environment=environment.capture(os.environ),
-            nodes=[Node(hostname=environment.hostname(), ranks=list(range(run.case.ranks)))],
+            nodes=environment.nodes(hosts or [environment.hostname()] * run.case.ranks),
             started_at=environment.utc_now(-elapsed_s),
             ended_at=environment.utc_now(),
             warmup=spec.warmup,
@@ -40,6 +53,9 @@ def write_unmeasured(
             failure=failure,
             conditions=environment.conditions("after"),
             notes=environment.job_notes(os.environ),
+            placement=[RankPlacement(rank=rank, hostname=host) for rank, host in enumerate(hosts or [])],
+            attempt=spec.attempt,
+            scheduler_job=environment.scheduler_job(os.environ),
         ),
-        Path(spec.spool),
+        spool,
     )

@@ -2,7 +2,8 @@
 
 `python -m harness.worker JOB.json`, started by `harness.launch`, or on a cluster by torchrun, mpirun or srun. Rank 0
 writes each run's record into the spool as soon as the run is over, so that what was measured survives what comes
-after. Next to read: `harness.measure`.
+after; a run that has its record, from an earlier attempt of the job, is left alone. However a rank ends, short of a
+signal, it says so (`harness.rank_end`). Next to read: `harness.measure`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import signal
 import sys
 from pathlib import Path
 
-from harness import job, progress, record
+from harness import job, progress, rank_end, record
 from harness.case import Device
 from harness.errors import EpwatchError
+from harness.job import JobSpec
 from harness.processes import MARK, die_with_parent
 from harness.world import join, place
 
@@ -30,24 +32,35 @@ def main(arguments: list[str]) -> int:
     # The launcher asks with this signal where a rank hangs, before it ends it.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     spec = job.load(Path(arguments[0]))
-    log_folder, spool = Path(spec.log_folder), Path(spec.spool)
     rank = place(os.environ).rank
+    with rank_end.told(Path(spec.log_folder), rank):
+        _measure(spec, rank)
+    return 0
+
+
+def _measure(spec: JobSpec, rank: int) -> None:
+    """Join the world, measure what has no record yet, leave."""
+    log_folder, spool = Path(spec.log_folder), Path(spec.spool)
     progress.append(log_folder, rank, "", "join the world")
     device: Device = "cuda" if any(run.case.device == "cuda" for run in spec.runs) else "cpu"
     with join(spec.op_deadline_s, device=device) as world:
         from harness.measure import run_one
 
         for planned in spec.runs:
+            run_id = planned.run_id
+            # Rank 0 looks for all: each rank's own look may come before or after a record's arrival.
+            if world.gather(rank == 0 and record.recorded(spool, run_id) is not None)[0]:
+                progress.append(log_folder, rank, run_id, progress.RECORDED)
+                continue
 
-            def on_step(step: str, run_id: str = planned.run_id) -> None:
+            def on_step(step: str, run_id: str = run_id) -> None:
                 progress.append(log_folder, rank, run_id, step)
 
             done = run_one(world, planned, spec, on_step)
-            if done is not None:
+            if done is not None and record.recorded(spool, run_id) is None:
                 record.write(done, spool)
-                progress.append(log_folder, rank, planned.run_id, progress.RECORDED, outcome=done.outcome)
+                progress.append(log_folder, rank, run_id, progress.RECORDED, outcome=done.outcome)
         progress.append(log_folder, rank, "", "leave the world")
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,17 +8,19 @@ not imported before. Called by `harness.worker`; next to read: `harness.measure`
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from harness import placement
 from harness.case import Device
-from harness.environment import hostname
 from harness.errors import WorldError
+from harness.record import RankPlacement
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -31,7 +33,7 @@ FIRST_PORT, PORTS = 20000, 12000
 
 @dataclass(frozen=True)
 class Place:
-    """This process's place in its world, and where rank 0 listens. local_*: among the ranks of this machine."""
+    """This process's place in its world, and where rank 0 listens. local_*: among the ranks of this host."""
 
     launcher: str
     rank: int
@@ -40,6 +42,22 @@ class Place:
     local_size: int
     master_addr: str
     master_port: int
+
+    @property
+    def one_machine(self) -> bool:
+        """Whether all ranks are known to be on one machine: the launcher says so, or they meet on its loopback.
+
+        The hosts of one machine may be several: nodes of a Slurm that runs on it, named by loopback addresses.
+        """
+        return self.local_size == self.size or _is_loopback(self.master_addr)
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether the text itself is a loopback address. A name that resolves to one may do so on its own machine only."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 @dataclass(frozen=True)
@@ -203,12 +221,14 @@ def _master(environ: Mapping[str, str], names: _Names, *, single: bool) -> tuple
 class World:
     """The ranks that measure together. Collectives here are for control, never timed.
 
-    host_of_rank: machine of each rank. deadline_s: of one operation of a backend; control waits longer, so that a
-    rank which gave up at the deadline can still tell its peers.
+    placement: of each rank. domain_of_rank: whose memory each rank can map, as `placement.memory_domain` names it.
+    deadline_s: of one operation of a backend; control waits longer, so that a rank which gave up at the deadline can
+    still tell its peers.
     """
 
     place: Place
-    host_of_rank: tuple[str, ...]
+    placement: tuple[RankPlacement, ...]
+    domain_of_rank: tuple[str, ...]
     deadline_s: float
     control: dist.ProcessGroup
 
@@ -223,9 +243,24 @@ class World:
         return self.place.size
 
     @property
+    def host_of_rank(self) -> tuple[str, ...]:
+        """The host of each rank."""
+        return tuple(one.hostname for one in self.placement)
+
+    @property
     def nodes(self) -> int:
-        """Machines in the world."""
-        return len(set(self.host_of_rank))
+        """Nodes in the world: sets of ranks that can map each other's memory, on however many hosts."""
+        return len(set(self.domain_of_rank))
+
+    @property
+    def cpus_per_node(self) -> int:
+        """CPUs that the ranks of the first node may use together, however a launcher has shared them out."""
+        of_first = (
+            one
+            for one, domain in zip(self.placement, self.domain_of_rank, strict=True)
+            if domain == self.domain_of_rank[0]
+        )
+        return len(set[int]().union(*(placement.members(one.cpus) for one in of_first)))
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, on every rank, in rank order."""
@@ -264,7 +299,7 @@ def join(deadline_s: float = 60.0, *, device: Device = "cpu") -> Iterator[World]
     if device == "cpu":
         # What its sockets log with a stack trace comes to us as an exception too.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    if where.local_size == where.size:
+    if where.one_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = where.master_addr, str(where.master_port)
     import torch
@@ -293,9 +328,9 @@ def join(deadline_s: float = 60.0, *, device: Device = "cpu") -> Iterator[World]
         ) from error
     try:
         control = dist.new_group(timeout=_control_deadline(deadline_s), backend="gloo")
-        hosts: list[str] = [""] * where.size
-        dist.all_gather_object(hosts, hostname(), group=control)
-        yield World(where, tuple(hosts), deadline_s, control)
+        world = World(where, (), (), deadline_s, control)
+        heard = world.gather((placement.here(where.rank), placement.memory_domain()))
+        yield replace(world, placement=tuple(one for one, _ in heard), domain_of_rank=tuple(one for _, one in heard))
         dist.barrier(group=control)
     finally:
         dist.destroy_process_group()

@@ -10,23 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.record import PlannedRun
+from harness.record import PlannedRun, recorded
 
 if TYPE_CHECKING:
     from regress_db.history import History
 
-_INGESTED = "ingested"
-
 
 def find_records(runs: Iterable[PlannedRun], spool: Path) -> dict[str, Path]:
     """Run id to its record's file, for the runs that have one: in the spool, or where ingestion has moved it."""
-    found = {}
-    for run in runs:
-        for path in (spool / f"{run.run_id}.json", spool / _INGESTED / f"{run.run_id}.json"):
-            if path.exists():
-                found[run.run_id] = path
-                break
-    return found
+    where = ((run.run_id, recorded(spool, run.run_id)) for run in runs)
+    return {run_id: path for run_id, path in where if path is not None}
 
 
 def bring_home(history: History, spool: Path) -> None:

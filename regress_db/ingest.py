@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from sqlalchemy import ColumnElement, Connection, Executable, Table, insert, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, IntegrityError
@@ -29,7 +28,6 @@ from regress_db.errors import HistoryError
 from regress_db.history import History
 from regress_db.schema import CASES, METRICS, RUNS
 
-INGESTED = "ingested"
 QUARANTINE = "quarantine"
 _BATCH = 200
 """Records in one transaction: few enough that others who write wait for a moment only."""
@@ -80,7 +78,7 @@ def collect(history: History, spool: Path) -> Collected:
 
 def digest_of(record: Record) -> str:
     """SHA-256 hex of the record's canonical JSON: equal content has equal digests, however it was laid out."""
-    return hashlib.sha256(msgspec.json.encode(record, order="deterministic")).hexdigest()
+    return hashlib.sha256(records.canonical(record)).hexdigest()
 
 
 def case_id(connection: Connection, case: Case) -> int:
@@ -147,7 +145,7 @@ def _ingest(history: History, spool: Path, readable: Sequence[_Read], done: Coll
         _take(connection, readable, taken)
     for group, ids in ((taken.accepted, done.accepted), (taken.already, done.already)):
         for one in group:
-            _move(one.file, spool / INGESTED)
+            _move(one.file, spool / records.INGESTED)
             ids.append(one.record.run_id)
     for one, reason in taken.refused:
         _refuse(spool, one.file, reason, done)

@@ -146,7 +146,7 @@ def test_a_writer_killed_at_any_moment_leaves_no_torn_record(tmp_path):
         (b"", "not a run record"),
         (b"{}", "not a run record"),
         (b"\xff\xfe", "not a run record"),
-        (b'{"schema_version": 99}', "schema version 99, this epwatch reads up to 1"),
+        (b'{"schema_version": 99}', "schema version 99, this epwatch reads up to 2"),
         (b'{"schema_version": 1}', "not a run record of schema version 1"),
     ],
 )
