@@ -56,12 +56,17 @@ def hostname() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
+def names_secret(variable: str) -> bool:
+    """Whether a variable of that name may hold a secret, and so goes into no record and no job."""
+    return _SECRET.search(variable.upper()) is not None
+
+
 def variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment variables that matter, sorted by name: by allow-list, nothing that names a secret."""
     return {
         name: environ[name]
         for name in sorted(environ)
-        if name.startswith(PREFIXES) and name not in _NEVER and not _SECRET.search(name)
+        if name.startswith(PREFIXES) and name not in _NEVER and not names_secret(name)
     }
 
 
@@ -127,6 +132,11 @@ def _tested_folder() -> Path:
     return Path.cwd()
 
 
+def tested_code() -> dict[str, str]:
+    """Git state of the code under test, as every record has it."""
+    return code_state(_tested_folder())
+
+
 def versions() -> dict[str, str]:
     """Package, interpreter and kernel versions, without importing any package."""
     found = {"python": python_platform.python_version(), "kernel": python_platform.release()}
@@ -154,9 +164,7 @@ def topology() -> dict[str, str]:
 
 def capture(environ: Mapping[str, str]) -> Environment:
     """Everything that may change under a series, as it is now on this machine."""
-    return Environment(
-        code=code_state(_tested_folder()), versions=versions(), variables=variables(environ), topology=topology()
-    )
+    return Environment(code=tested_code(), versions=versions(), variables=variables(environ), topology=topology())
 
 
 def conditions(when: str) -> dict[str, float]:

@@ -25,6 +25,7 @@ from harness.errors import BackendError, CaseError, WrongAnswer
 from harness.inputs import make_inputs
 from harness.job import DEVICES, JobSpec
 from harness.placement import in_equal_blocks, in_words
+from harness.progress import WAITS
 from harness.record import Check, Failure, Outcome, PhaseResult, PlannedRun, Record
 from harness.stats import summarise
 from harness.world import World
@@ -97,6 +98,7 @@ class _Run:
                 rank=self.world.rank,
                 log_tail="\n".join(traceback.format_exc().splitlines()[-LOG_TAIL_LINES:]),
             )
+        self.on_step(step + WAITS)
         heard = self.world.gather((failure, result))
         failures = [theirs for theirs, _ in heard if theirs is not None]
         if failures:

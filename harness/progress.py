@@ -1,7 +1,7 @@
 """What each rank is doing, in files beside its log: how the launcher knows where a rank died or hangs.
 
 One file a rank, one JSON line a step, appended in one write each; a torn last line is ignored. Torch-free.
-Written by `harness.worker`, read by `harness.launch`.
+Written by `harness.worker`, read by `harness.supervise` and `harness.diagnosis`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import msgspec
 
 RECORDED = "recorded"
 """The step that says: the record of `run_id` is in the spool, with `outcome`; "" where an earlier attempt made it."""
+
+WAITS = ", done, waits for the others"
+"""What a step ends with once the rank has done its part of it."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

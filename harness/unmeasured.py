@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness import environment, record
 from harness.job import JobSpec
-from harness.record import Failure, Outcome, PlannedRun, RankPlacement, Record
+from harness.record import Environment, Failure, Outcome, PlannedRun, Platform, RankPlacement, Record
 
 
 def write_unmeasured(
@@ -23,12 +23,16 @@ def write_unmeasured(
     *,
     elapsed_s: float = 0.0,
     hosts: Sequence[str] | None = None,
+    platform: Platform | None = None,
+    environment_there: Environment | None = None,
+    scheduler_job: str = "",
 ) -> Path:
     """Write the record of `run` into the spool of `spec`, as seen from this machine; returns its path.
 
     A record that is there already stands. elapsed_s: how long ago the job started. hosts: the node of each rank, where
-    it is known; else the ranks are put down to this machine, without a placement. Raises `RecordError` when the spool
-    refuses.
+    it is known; else the ranks are put down to this machine, without a placement. platform, environment_there: of the
+    node that rank 0 had, scheduler_job: the job, where they are known; else as seen from here. Raises `RecordError`
+    when the spool refuses.
     """
     spool = Path(spec.spool)
     there = record.recorded(spool, run.run_id)
@@ -38,8 +42,8 @@ def write_unmeasured(
         Record(
             run_id=run.run_id,
             case=run.case,
-            platform=environment.platform(spec.cluster, run.case.device, run.case.nodes),
-            environment=environment.capture(os.environ),
+            platform=platform or environment.platform(spec.cluster, run.case.device, run.case.nodes),
+            environment=environment_there or environment.capture(os.environ),
             nodes=environment.nodes(hosts or [environment.hostname()] * run.case.ranks),
             started_at=environment.utc_now(-elapsed_s),
             ended_at=environment.utc_now(),
@@ -55,7 +59,7 @@ def write_unmeasured(
             notes=environment.job_notes(os.environ),
             placement=[RankPlacement(rank=rank, hostname=host) for rank, host in enumerate(hosts or [])],
             attempt=spec.attempt,
-            scheduler_job=environment.scheduler_job(os.environ),
+            scheduler_job=scheduler_job or environment.scheduler_job(os.environ),
         ),
         spool,
     )

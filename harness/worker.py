@@ -48,8 +48,13 @@ def _measure(spec: JobSpec, rank: int) -> None:
 
         for planned in spec.runs:
             run_id = planned.run_id
-            # Rank 0 looks for all: each rank's own look may come before or after a record's arrival.
-            if world.gather(rank == 0 and record.recorded(spool, run_id) is not None)[0]:
+            # Rank 0 looks for all: each rank's own look may come before or after a file's arrival.
+            there, no_more = world.gather(
+                (record.recorded(spool, run_id) is not None, job.no_more_asked_for(log_folder)) if rank == 0 else None
+            )[0] or (False, False)
+            if no_more:
+                break
+            if there:
                 progress.append(log_folder, rank, run_id, progress.RECORDED)
                 continue
 

@@ -1,32 +1,72 @@
-"""What a cluster is to the rest of the room: something that takes a job's folder and brings a process to it.
+"""What a cluster is to the rest of the room: something that takes attempts at jobs, and says how each of them is.
 
-`jobs.nightly` knows only this; `jobs.local` is the one cluster there is. A cluster is always named by the plan, never
-guessed from what happens to be installed. Next to read: `jobs.local`.
+`jobs.nightly` knows only this; `jobs.local` is this machine, `jobs.slurm` a Slurm cluster. A cluster is always named by
+the plan, never guessed from what happens to be installed. What it was given and what came of it stands in the night's
+folder (`jobs.night_folder`), so that any process can go on with it. Next to read: `jobs.local`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from harness.job import JobSpec
+from harness.errors import EpwatchError
+from jobs.night_folder import Attempt, Cause, NightFolder
 
 
-class SubmittedJob(Protocol):
-    """A job that was submitted."""
+class SubmitError(EpwatchError):
+    """A job that could not be submitted. passing: whether trying again later may do."""
 
-    def finished(self) -> bool:
-        """Whether nothing of the job runs any more, whatever came of it. Never blocks."""
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
-    def stop(self) -> None:
-        """End every process of the job and return when none is left."""
 
-    def log_tail(self) -> str:
-        """The last lines that the job's own process (not its ranks) wrote, for a job that died."""
+@dataclass(frozen=True)
+class JobState:
+    """How an attempt is. words: why it waits, or how it ended, for people. cause: of its end. hosts: where it is or
+    was, as far as known. bad_hosts: those at fault. log_tail: of the job's own process, not its ranks, where it died.
+    """
+
+    phase: Literal["pending", "running", "ended"]
+    words: str = ""
+    cause: Cause = "done"
+    hosts: tuple[str, ...] = ()
+    bad_hosts: tuple[str, ...] = ()
+    log_tail: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """An attempt to be submitted, and hosts that it is not to run on."""
+
+    attempt: Attempt
+    exclude: tuple[str, ...] = ()
 
 
 class Cluster(Protocol):
-    """Where jobs run."""
+    """Where jobs run.
 
-    def submit(self, folder: Path, spec: JobSpec) -> SubmittedJob:
-        """Start a job that measures `spec`, in `folder`, which is new and the job's alone."""
+    measures_here: whether its jobs run on this machine, so that other work disturbs them. at_once: how many attempts it
+    may be given at the same time, None for any number.
+    """
+
+    measures_here: bool
+    at_once: int | None
+
+    @property
+    def poll_s(self) -> float:
+        """How long to wait before the next look, s."""
+
+    def submit(self, night: NightFolder, requests: Sequence[Request]) -> None:
+        """Submit attempts; each that the cluster has is written down as `submitted`. Raises `SubmitError`."""
+
+    def recover(self, night: NightFolder, attempts: Sequence[Attempt]) -> None:
+        """Of attempts that were to be submitted by a process that died: write down which were, give up the others."""
+
+    def look(self, attempts: Sequence[Attempt]) -> dict[Attempt, JobState]:
+        """How each submitted attempt is; one of which nothing can be known just now is left out. Never blocks long."""
+
+    def cancel(self, attempts: Sequence[Attempt]) -> None:
+        """End attempts, waiting or running; on this machine, return when nothing of them is left."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.case import Case
-from jobs.plan import DEFAULT_FLOOR, Plan
+from jobs.plan import Plan
+from jobs.plan_sections import DEFAULT_FLOOR
 from jobs.tables import Column, change, number
 from regress_db.wording import AUTO, size
 

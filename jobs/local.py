@@ -2,8 +2,8 @@
 
 The executor has no queue and starts all it is given, so `jobs.nightly` gives it one job at a time. A job is the
 executor's controller, its one task, and the ranks that the task starts. The first two carry a mark in their
-environment, by which `stop` finds them whoever their parent is by then; the ranks die with the task
-(`harness.processes`).
+environment, by which they are found whoever their parent is by then, also by another process than the one that
+submitted them; the ranks die with the task (`harness.processes`).
 Next to read: `jobs.work`, which is what runs in the job.
 """
 
@@ -11,36 +11,42 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import submitit
 
-from harness import job as jobspec
-from harness.errors import EpwatchError
-from harness.job import JobSpec
-from harness.processes import MARK, kill_marked
-from jobs import work
+from harness.environment import hostname, utc_now
+from harness.processes import MARK, kill_marked, marked
+from jobs import private_files, work
+from jobs.cluster import JobState, Request, SubmitError
+from jobs.envelope import read_envelope
 from jobs.exclusive import MEASURING_LOCK
+from jobs.night_folder import CLAIM_FILE, SUBMITTED_FILE, Attempt, Claim, NightFolder, Submitted
 
 _GRACE_S = 120.0
 _LOG_TAIL_LINES = 40
 
 
-class SubmitError(EpwatchError):
-    """A job that could not be submitted."""
-
-
 class LocalCluster:
     """Runs jobs on this machine. jobs_folder: holds the lock that keeps measurements apart."""
 
+    measures_here = True
+    at_once: int | None = 1
+    poll_s = 0.2
+
     def __init__(self, jobs_folder: Path) -> None:
         self._lock = jobs_folder / MEASURING_LOCK
+        self._started: dict[Path, submitit.Job[None]] = {}
 
-    def submit(self, folder: Path, spec: JobSpec) -> LocalJob:
-        """Start the job. Raises `SubmitError` when the machine refuses."""
-        jobspec.save(spec, folder / work.SPEC_FILE)
-        executor = submitit.LocalExecutor(folder / "submitit")
+    def submit(self, night: NightFolder, requests: Sequence[Request]) -> None:
+        """Start the jobs. Raises `SubmitError` when the machine refuses."""
+        for request in requests:
+            self._start(request.attempt)
+
+    def _start(self, attempt: Attempt) -> None:
+        spec = attempt.spec
+        executor = submitit.LocalExecutor(attempt.folder / "submitit")
         # The harness ends the job at its own deadline and says so; the executor's is for a harness that cannot.
         limit_s = 2 * spec.deadline_s + _GRACE_S
         cuda = any(run.case.device == "cuda" for run in spec.runs)
@@ -48,41 +54,59 @@ class LocalCluster:
             timeout_min=limit_s / 60, tasks_per_node=1, gpus_per_node=spec.ranks if cuda else 0, signal_delay_s=0
         )
         try:
-            with _environment(MARK, str(folder)):
-                job = executor.submit(work.measure, str(folder), str(self._lock))
+            with _environment(MARK, str(attempt.folder)):
+                job = executor.submit(work.measure, str(attempt.folder), str(self._lock))
         except OSError as error:
-            raise SubmitError(f"cannot start the job in {folder}: {error.strerror or error}") from None
-        return LocalJob(folder, job)
+            raise SubmitError(f"cannot start the job in {attempt.folder}: {error.strerror or error}") from None
+        self._started[attempt.folder] = job
+        submitted = Submitted(scheduler_id=job.job_id, name=attempt.job.name, at=utc_now())
+        private_files.save(submitted, attempt.folder / SUBMITTED_FILE)
+
+    def recover(self, night: NightFolder, attempts: Sequence[Attempt]) -> None:
+        """What runs, or has run, was submitted; what has left no trace was not."""
+        for attempt in attempts:
+            if marked(str(attempt.folder)) or read_envelope(attempt.folder / work.ENVELOPE_FILE) is not None:
+                submitted = Submitted(scheduler_id="", name=attempt.job.name, at=utc_now())
+                private_files.save(submitted, attempt.folder / SUBMITTED_FILE)
+            else:
+                private_files.save_once(Claim(by="command", at=utc_now()), attempt.folder / CLAIM_FILE)
+
+    def look(self, attempts: Sequence[Attempt]) -> dict[Attempt, JobState]:
+        """Running as long as a process of the job is left, else ended; then whatever it left running is ended too."""
+        return {attempt: self._state(attempt) for attempt in attempts}
+
+    def _state(self, attempt: Attempt) -> JobState:
+        job = self._started.get(attempt.folder)
+        if not job.done() if job is not None else marked(str(attempt.folder)):
+            return JobState("running", hosts=(hostname(),))
+        self.cancel([attempt])
+        envelope = read_envelope(attempt.folder / work.ENVELOPE_FILE)
+        if envelope is None:
+            words = "the job's process died without a word: it was killed, or the machine ran out of memory"
+            return JobState("ended", words, "killed", (hostname(),), log_tail=_log_tail(attempt.folder))
+        if envelope.outcome == "error":
+            words = f"the job ended with {envelope.kind}: {envelope.message}"
+            return JobState("ended", words, "failed", (envelope.host,), log_tail=envelope.trace)
+        return JobState("ended", hosts=(envelope.host,))
+
+    def cancel(self, attempts: Sequence[Attempt]) -> None:
+        """SIGKILL what is left of the jobs. Raises `SubmitError` for a process that will not go."""
+        for attempt in attempts:
+            left = kill_marked(str(attempt.folder))
+            job = self._started.get(attempt.folder)
+            if job is not None:
+                job.done()
+            if left:
+                pids = ", ".join(map(str, left))
+                raise SubmitError(f"processes {pids} of the job in {attempt.folder} cannot be killed")
 
 
-class LocalJob:
-    """A job on this machine."""
-
-    def __init__(self, folder: Path, job: submitit.Job[None]) -> None:
-        self._folder = folder
-        self._job = job
-
-    def finished(self) -> bool:
-        """Whether the job's controller has ended; then whatever it left running is ended too."""
-        if not self._job.done():
-            return False
-        self.stop()
-        return True
-
-    def stop(self) -> None:
-        """SIGKILL what is left of the job. Raises `SubmitError` for a process that will not go."""
-        left = kill_marked(str(self._folder))
-        self._job.done()
-        if left:
-            raise SubmitError(f"processes {', '.join(map(str, left))} of the job in {self._folder} cannot be killed")
-
-    def log_tail(self) -> str:
-        """The end of what the job's process wrote to stderr."""
-        try:
-            text = self._job.paths.stderr.read_text(errors="replace")
-        except OSError:
-            return ""
-        return "\n".join(text.splitlines()[-_LOG_TAIL_LINES:])
+def _log_tail(folder: Path) -> str:
+    """The end of what the job's own process, not its ranks, wrote to stderr."""
+    for path in (folder / "submitit").glob("*_log.err"):
+        with contextlib.suppress(OSError):
+            return "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+    return ""
 
 
 @contextlib.contextmanager

@@ -1,193 +1,328 @@
-"""A night: a plan's runs, measured job by job, brought home into the history.
+"""A night: a plan's runs, measured job by job on the plan's clusters, and brought home into the history.
 
-Called by `jobs.commands.nightly`. The night is written into the history before its first job, with every run it plans,
-so that whatever happens afterwards a run without a result can be named. Next to read: `jobs.judging`.
+A `Night` is driven look by look (`advance`): what has arrived is ingested, what has ended is settled, what is still
+owed is submitted, and when nothing is, what seems to have changed is measured again. All it knows stands in the night's
+folder and the history, so it can be killed at any point and taken up again by any process: no run is measured twice
+into the history, and none is forgotten. The night is written into the history before its first job, with every run it
+plans, so that whatever happens afterwards a run without a result can be named.
+
+Called by `jobs.nights`, which begins nights and takes them up. Next to read: `jobs.settling`, `jobs.night_folder`.
 """
 
 from __future__ import annotations
 
-import datetime
-import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from harness.case import Case
+from harness import diagnosis
+from harness.diagnosis import Diagnosis
+from harness.environment import utc_now
 from harness.job import JobSpec
-from harness.record import PlannedRun
-from jobs import work
-from jobs.aftermath import record_what_is_missing
-from jobs.cluster import Cluster, SubmittedJob
-from jobs.exclusive import make_folder, one_night
-from jobs.local import LocalCluster
-from jobs.packing import PackedJob, new_night_id, pack, plan_runs
+from harness.record import Failure, Outcome, PlannedRun
+from harness.unmeasured import write_unmeasured
+from jobs import private_files
+from jobs.cluster import Cluster, JobState, Request, SubmitError
+from jobs.night_folder import SETTLED_FILE, Attempt, Manifest, NightFolder, Settled
+from jobs.night_jobs import JobView, NightJob, load_jobs, view
+from jobs.packing import PackedJob
 from jobs.plan import Plan
-from jobs.progress import Update
-from jobs.spool import bring_home, find_records
+from jobs.settling import Ending, settle
+from jobs.spool import bring_home, waiting_records
 
 if TYPE_CHECKING:
     from regress_db.history import History
 
-MANIFEST_FILE = "night.json"
-PLAN_FILE = "plan.toml"
-_POLL_S = 0.2
+_ARRIVAL_GRACE_S = 60.0
+"""How long a record that its ranks say they wrote may take to be seen from here (shared file systems remember)."""
+_SUBMIT_AGAIN_S = 20.0
+_SUBMIT_PATIENCE_S = 900.0
 
-CLUSTERS: dict[str, Callable[[Path], Cluster]] = {"local": LocalCluster}
-"""Kind of cluster, as a plan names it, to what runs jobs there."""
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a night set out to do; kept beside its jobs as night.json. seed: of the order of cases within jobs."""
-
-    night: str
-    plan: str
-    plan_path: str
-    seed: int
-    started_at: str
-    jobs: tuple[PackedJob, ...]
+Again = Callable[[Manifest], Sequence[PackedJob]]
+"""Given what was measured so far, the jobs that measure again what seems to have changed; none where all is said."""
 
 
-Candidates = Callable[[str], Sequence[Case]]
-"""Given a night's id, the cases of it that seem to have changed and are to be measured again."""
+class Night:
+    """A night on its way; see the module. Not more than one process may drive it (`jobs.exclusive.one_night`)."""
 
+    def __init__(
+        self,
+        plan: Plan,
+        history: History,
+        spool: Path,
+        folder: NightFolder,
+        manifest: Manifest,
+        clusters: Mapping[str, Cluster],
+        again: Again,
+    ) -> None:
+        self.plan, self.folder, self.manifest = plan, folder, manifest
+        self._history, self._spool, self._clusters, self._again = history, spool.absolute(), clusters, again
+        from regress_db.nights import recorded_runs
 
-def measure_night(plan: Plan, history: History, spool: Path, update: Update, candidates: Candidates) -> Manifest:
-    """Run every job of the plan, one at a time, and ingest what it gave. Returns what was planned.
+        self._recorded = recorded_runs(history, manifest.night)
+        self._refused_since: float | None = None
+        self._submit_after = 0.0
+        self._jobs = load_jobs(folder, manifest)
+        self._recover()
 
-    Then the cases that `candidates` names are measured again, in jobs of their own, as often as the plan's
-    confirmations allow and while there are any: what was chance does not come back.
-    A job that dies leaves failed records for the runs it owed. On KeyboardInterrupt the running job is ended, what was
-    measured is ingested, the rest stays missing, and the exception goes on. Raises `BusyError` when another night has
-    the jobs folder.
-    """
-    from regress_db.facts import CONFIRMATION
-    from regress_db.nights import close_night, open_night
+    def _recover(self) -> None:
+        """Find out which attempts the process that made them got to submit before it died."""
+        for name, cluster in self._clusters.items():
+            unknown = [
+                attempt
+                for job in self._jobs
+                if job.packed.cluster == name and (attempt := job.in_flight) and attempt.submitted is None
+            ]
+            cluster.recover(self.folder, unknown)
 
-    jobs_folder = Path(plan.plan.jobs).absolute()
-    with one_night(jobs_folder):
-        now = datetime.datetime.now(datetime.UTC)
-        manifest = _plan_night(plan, now)
-        folder = jobs_folder / manifest.night
-        _lay_out(folder, plan, manifest)
-        cluster = CLUSTERS[plan.cluster.kind](jobs_folder)
-        runs = [run for job in manifest.jobs for run in job.runs]
-        open_night(history, manifest.night, plan.name, now, runs, _purpose(plan))
-        done = 0
+    @property
+    def name(self) -> str:
+        """The night's id."""
+        return self.manifest.night
 
-        def run_all(jobs: Sequence[PackedJob]) -> None:
-            nonlocal done
-            for job in jobs:
-                _run_job(cluster, _spec(plan, job, folder, spool), folder / job.name, spool, done, update)
-                # Between jobs and never during one: ingestion is work for the machine that is being measured.
-                bring_home(history, spool)
-                done += len(job.runs)
+    def advance(self) -> bool:
+        """One look at everything, and what follows from it. True when nothing more is to be done.
 
+        Raises `SubmitError` when a cluster refuses the night's jobs for good, or for longer than is patient.
+        """
+        self._collect()
+        self._settle_ended()
+        self._write_given_up()
+        self._submit_owed()
+        if any(job.in_flight or job.owed(self._recorded) for job in self._jobs):
+            return False
+        self._collect()
+        jobs = self._again(self.manifest)
+        if not jobs:
+            return True
+        self._append(jobs)
+        return False
+
+    @property
+    def poll_s(self) -> float:
+        """How long to wait before the next look is worth its trouble."""
+        return min(self._clusters[job.packed.cluster].poll_s for job in self._jobs)
+
+    @property
+    def measures_here(self) -> bool:
+        """Whether any of its clusters is this machine."""
+        return any(cluster.measures_here for cluster in self._clusters.values())
+
+    @property
+    def done(self) -> int:
+        """How many runs have a record, ingested or waiting in the spool."""
+        there = self._recorded | waiting_records(self._spool)
+        return sum(run.run_id in there for run in self.manifest.runs)
+
+    def views(self) -> list[JobView]:
+        """Every job as it is, by the last look."""
+        there = self._recorded | waiting_records(self._spool)
+        return [view(job, there) for job in self._jobs]
+
+    def cancel(self) -> None:
+        """End every job of the night that the clusters have, and keep what was measured."""
+        for name, cluster in self._clusters.items():
+            cluster.cancel([one for job in self._jobs if job.packed.cluster == name and (one := job.in_flight)])
+        self._ingest()
+
+    def _collect(self) -> None:
+        """Bring home what has arrived; on this machine only between jobs, since ingesting is work."""
+        busy = any(job.in_flight and self._clusters[job.packed.cluster].measures_here for job in self._jobs)
+        if not busy:
+            self._ingest()
+
+    def _ingest(self) -> None:
+        self._recorded |= bring_home(self._history, self._spool)
+
+    def _settle_ended(self) -> None:
+        for name, cluster in self._clusters.items():
+            jobs = {attempt: job for job in self._jobs if job.packed.cluster == name and (attempt := job.in_flight)}
+            states = cluster.look([attempt for attempt in jobs if attempt.submitted is not None])
+            for attempt, job in jobs.items():
+                state = states.get(attempt) or self._never_submitted(attempt) or job.state
+                job.state = self._too_long_in_queue(cluster, attempt, job, state)
+                if job.state is not None and job.state.phase == "ended":
+                    self._settle(attempt, job, job.state)
+
+    def _never_submitted(self, attempt: Attempt) -> JobState | None:
+        claim = attempt.claim
+        if attempt.submitted is None and claim is not None and claim.by == "command":
+            return JobState("ended", "it was never submitted", "lost")
+        return None
+
+    def _too_long_in_queue(
+        self, cluster: Cluster, attempt: Attempt, job: NightJob, state: JobState | None
+    ) -> JobState | None:
+        """The state; or an end, where the attempt has waited for longer than the plan has patience."""
+        if state is None or state.phase != "pending":
+            return state
+        if job.waits_since is None:
+            submitted = attempt.submitted
+            waited = 0.0 if submitted is None else max(0.0, _seconds_since(submitted.at))
+            job.waits_since = time.monotonic() - waited
+        limit_min = self.plan.cluster(job.packed.cluster).queue_deadline_min
+        if time.monotonic() - job.waits_since <= limit_min * 60:
+            return state
+        cluster.cancel([attempt])
+        return JobState("ended", f"it waited in the queue for {limit_min:g} minutes: {state.words}", "queue")
+
+    def _settle(self, attempt: Attempt, job: NightJob, state: JobState) -> None:
+        self._ingest()
+        spec = attempt.spec
+        owed = tuple(run.run_id for run in spec.runs if run.run_id not in self._recorded)
+        if self._is_on_its_way(job, spec, owed):
+            return
+        found = self._diagnose(attempt, spec, state)
+        ending = Ending(
+            state=state,
+            owed=owed,
+            measured=len(spec.runs) - len(owed),
+            at_run=diagnosis.run_in_progress(spec),
+            diagnosis=found,
+        )
+        settled = settle(ending, job.settled, self.plan.measure.tries, utc_now())
+        private_files.save(settled, attempt.folder / SETTLED_FILE)
+        job.settled.append(settled)
+        job.state = job.ended_at = job.waits_since = None
+
+    def _diagnose(self, attempt: Attempt, spec: JobSpec, state: JobState) -> Diagnosis | None:
+        """Why its ranks did not end well, told from what they left, and left beside it; None where they did."""
+        if not attempt.logs.is_dir():
+            return None
+        found = diagnosis.read(attempt.logs) or diagnosis.explain(spec, 0 if state.cause == "done" else 1)
+        if found is not None and found.kind == "LaunchFailed" and state.words:
+            found = msgspec.structs.replace(found, message=state.words, log_tail=found.log_tail or state.log_tail)
+        if found is not None:
+            diagnosis.write(found, attempt.logs)
+        return found
+
+    def _is_on_its_way(self, job: NightJob, spec: JobSpec, owed: Sequence[str]) -> bool:
+        """Whether a record was written, say its ranks, that cannot be seen from here yet."""
+        said = diagnosis.recorded_runs(spec)
+        if not said.intersection(owed):
+            return False
+        job.ended_at = job.ended_at or time.monotonic()
+        return time.monotonic() - job.ended_at < _ARRIVAL_GRACE_S
+
+    def _write_given_up(self) -> None:
+        """A failed record for each run that is not tried again and has none."""
+        wrote = False
+        for job in self._jobs:
+            for attempt, settled in zip(job.attempts, job.settled, strict=False):
+                for run_id in settled.given_up:
+                    if run_id not in self._recorded:
+                        self._write_failure(attempt, settled, run_id)
+                        wrote = True
+        if wrote:
+            self._ingest()
+
+    def _write_failure(self, attempt: Attempt, settled: Settled, run_id: str) -> None:
+        spec = attempt.spec
+        run = next(run for run in spec.runs if run.run_id == run_id)
+        found, claim, submitted = diagnosis.read(attempt.logs), attempt.claim, attempt.submitted
+        outcome: Outcome = "failed"
+        if found is not None and settled.cause in _BY_THEMSELVES:
+            outcome, failure = diagnosis.account(spec, run, found)
+        else:
+            kind = _KINDS.get(settled.cause, "JobDied")
+            failure = Failure(step="job", kind=kind, message=settled.words, log_tail=settled.log_tail)
+        write_unmeasured(
+            msgspec.structs.replace(spec, spool=str(self._spool)),
+            run,
+            outcome,
+            failure,
+            hosts=claim.hosts if claim is not None and claim.hosts else None,
+            platform=claim.platform if claim is not None else None,
+            environment_there=claim.environment if claim is not None else None,
+            scheduler_job=f"Slurm job {submitted.scheduler_id}" if submitted and claim and claim.scheduler_id else "",
+        )
+
+    def _submit_owed(self) -> None:
+        if time.monotonic() < self._submit_after:
+            return
+        for name, cluster in self._clusters.items():
+            waiting = [job for job in self._jobs if job.packed.cluster == name and not job.in_flight]
+            wanted = [(job, owed) for job in waiting if (owed := job.owed(self._recorded))]
+            if cluster.at_once is not None:
+                flying = sum(job.in_flight is not None for job in self._jobs if job.packed.cluster == name)
+                wanted = wanted[: max(0, cluster.at_once - flying)]
+            if wanted:
+                self._submit(cluster, wanted)
+
+    def _submit(self, cluster: Cluster, wanted: Sequence[tuple[NightJob, list[PlannedRun]]]) -> None:
+        requests = []
+        for job, owed in wanted:
+            attempt = self.folder.new_attempt(job.packed, self._spec(job.packed, owed))
+            job.attempts.append(attempt)
+            bad = {host for settled in job.settled for host in settled.bad_hosts}
+            requests.append(Request(attempt, tuple(sorted(bad))))
         try:
-            run_all(manifest.jobs)
-            for time_again in range(plan.verdict.confirmations):
-                again = candidates(manifest.night)
-                if not again:
-                    break
-                jobs = _jobs_again(plan, manifest, again, time_again)
-                manifest = msgspec.structs.replace(manifest, jobs=(*manifest.jobs, *jobs))
-                _write_manifest(folder, manifest)
-                more = [run for job in jobs for run in job.runs]
-                open_night(history, manifest.night, plan.name, now, more, lambda _: CONFIRMATION)
-                _make_folders(folder, jobs)
-                run_all(jobs)
-            update(done, "measured")
-        except KeyboardInterrupt as interrupt:
-            raise type(interrupt)(f"night {manifest.night} keeps what it has measured, the rest is missing") from None
-        finally:
-            bring_home(history, spool)
-            close_night(history, manifest.night, datetime.datetime.now(datetime.UTC))
-    return manifest
+            cluster.submit(self.folder, requests)
+        except SubmitError as error:
+            cluster.recover(self.folder, [one.attempt for one in requests if one.attempt.submitted is None])
+            self._refused(error)
+        else:
+            self._refused_since = None
+
+    def _refused(self, error: SubmitError) -> None:
+        """Try again later where that may do; raise the error where not, or not any longer."""
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if not error.passing or now - self._refused_since > _SUBMIT_PATIENCE_S:
+            raise error
+        self._submit_after = now + _SUBMIT_AGAIN_S
+
+    def _spec(self, job: PackedJob, owed: Sequence[PlannedRun]) -> JobSpec:
+        """What the job is told."""
+        measure = self.plan.measure
+        return JobSpec(
+            runs=list(owed),
+            spool=str(self._spool),
+            log_folder="",
+            cluster=job.cluster,
+            warmup=measure.warmup,
+            iters=measure.iters,
+            deadline_s=measure.job_deadline_s,
+            heartbeat_s=measure.heartbeat_s,
+            op_deadline_s=measure.deadline_s,
+            accounts=False,
+        )
+
+    def _append(self, jobs: Sequence[PackedJob]) -> None:
+        """Plan more: what seems to have changed is measured again."""
+        self.manifest = msgspec.structs.replace(
+            self.manifest, jobs=(*self.manifest.jobs, *jobs), rounds=self.manifest.rounds + 1
+        )
+        self.folder.write(self.manifest)
+        enter(self._history, self.plan, self.manifest)
+        self._jobs += [NightJob(packed, [], []) for packed in jobs]
 
 
-def _plan_night(plan: Plan, now: datetime.datetime) -> Manifest:
-    """Ids, the order of cases, and the packing into jobs."""
-    night = new_night_id(now)
-    seed = secrets.randbelow(2**32) if plan.measure.seed is None else plan.measure.seed
-    runs = plan_runs([planned.case for planned in plan.cases], plan.runs_of_a_case, night)
-    return Manifest(
-        night=night,
-        plan=plan.name,
-        plan_path=plan.path,
-        seed=seed,
-        started_at=now.isoformat(timespec="seconds"),
-        jobs=tuple(pack(runs, seed)),
-    )
+_BY_THEMSELVES = frozenset({"done", "failed", "hung", "killed", "memory"})
+"""Ends of which the ranks' own words say more than the cluster's."""
+
+_KINDS = {"cancelled": "Cancelled", "queue": "QueueDeadline", "node": "NodeFailed", "preempted": "Preempted"}
+"""What a failure is called that its ranks could not name."""
 
 
-def _lay_out(folder: Path, plan: Plan, manifest: Manifest) -> None:
-    """Make the night's folder and its jobs' folders, new and for this user alone."""
-    folder.mkdir(mode=0o700)
-    (folder / PLAN_FILE).write_text(plan.source, encoding="utf-8")
-    _write_manifest(folder, manifest)
-    _make_folders(folder, manifest.jobs)
+def enter(history: History, plan: Plan, manifest: Manifest) -> None:
+    """Write the night and every run it plans so far into the history; what is there already stays."""
+    from regress_db.facts import AA, CONFIRMATION, PLANNED_RUN
+    from regress_db.nights import open_night
+
+    def purpose(run: PlannedRun) -> str:
+        """The halves of an A/A check take turns, so that what drifts touches both alike."""
+        if run.repeat >= plan.runs_of_a_case:
+            return CONFIRMATION
+        return AA if plan.measure.aa and run.repeat % 2 else PLANNED_RUN
+
+    started_at = datetime.fromisoformat(manifest.started_at)
+    open_night(history, manifest.night, manifest.plan, started_at, list(manifest.runs), purpose)
 
 
-def _make_folders(folder: Path, jobs: Sequence[PackedJob]) -> None:
-    for job in jobs:
-        (folder / job.name).mkdir(mode=0o700)
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    partial = folder / f".{MANIFEST_FILE}.partial"
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    partial.replace(folder / MANIFEST_FILE)
-
-
-def _purpose(plan: Plan) -> Callable[[PlannedRun], str]:
-    """Of each run of the night. The halves of an A/A check take turns, so that what drifts touches both alike."""
-    from regress_db.facts import AA, PLANNED_RUN
-
-    return lambda run: AA if plan.measure.aa and run.repeat % 2 else PLANNED_RUN
-
-
-def _jobs_again(plan: Plan, manifest: Manifest, cases: Sequence[Case], time_again: int) -> list[PackedJob]:
-    """The jobs of one confirmation."""
-    count = plan.runs_of_a_confirmation
-    first = plan.runs_of_a_case + time_again * count
-    return pack(plan_runs(cases, count, manifest.night, first=first), manifest.seed)
-
-
-def _spec(plan: Plan, job: PackedJob, folder: Path, spool: Path) -> JobSpec:
-    """What the job is told."""
-    return JobSpec(
-        runs=list(job.runs),
-        spool=str(spool.absolute()),
-        log_folder=str(folder / job.name / "logs"),
-        cluster=plan.cluster.name,
-        warmup=plan.measure.warmup,
-        iters=plan.measure.iters,
-        deadline_s=plan.measure.job_deadline_s,
-        op_deadline_s=plan.measure.deadline_s,
-    )
-
-
-def _run_job(cluster: Cluster, spec: JobSpec, folder: Path, spool: Path, done: int, update: Update) -> None:
-    """Submit one job, wait for its end, and write a failed record for each run it owes."""
-    make_folder(spool)
-    what = f"{folder.name}, {len(spec.runs)} cases"
-    update(done, what)
-    submitted = cluster.submit(folder, spec)
-    with _stopped(submitted):
-        while not submitted.finished():
-            time.sleep(_POLL_S)
-            arrived = len(find_records(spec.runs, spool))
-            update(done + arrived, what)
-    record_what_is_missing(spec, spool, work.read_envelope(folder), submitted.log_tail())
-
-
-@contextmanager
-def _stopped(submitted: SubmittedJob) -> Iterator[None]:
-    """Whatever ends the block, nothing of the job outlives it."""
-    try:
-        yield
-    finally:
-        submitted.stop()
+def _seconds_since(moment: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()

@@ -16,7 +16,7 @@ from regress_db.errors import HistoryError
 from regress_db.facts import PLANNED_RUN
 from regress_db.history import History
 from regress_db.ingest import case_id, insert_new, shared_id
-from regress_db.schema import NIGHTS, PLANNED
+from regress_db.schema import NIGHTS, PLANNED, RUNS
 
 
 def open_night(
@@ -55,6 +55,13 @@ def open_night(
                 for one in planned
             ],
         )
+
+
+def recorded_runs(history: History, night_id: str) -> set[str]:
+    """Ids of the night's runs that the history has; none for a night it does not know."""
+    with history.read() as connection:
+        wanted = select(RUNS.c.run_id).join(NIGHTS, NIGHTS.c.id == RUNS.c.night_id).where(NIGHTS.c.name == night_id)
+        return set(connection.execute(wanted).scalars())
 
 
 def close_night(history: History, night_id: str, finished_at: datetime | None = None) -> None:

@@ -1,26 +1,50 @@
-"""`epwatch nightly`: run a plan, judge it, report."""
+"""`epwatch nightly`: run a plan, judge it, report; and see, end or schedule its nights."""
 
 from __future__ import annotations
 
-import dataclasses
-import shlex
-import sys
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from jobs.commands.night_status import cancel, status
 from jobs.options import format_options, history_option, spool_option
-from jobs.tables import Format, as_json, as_objects, say, show
+from jobs.tables import Format, say
 from regress_db.wording import AUTO
 
 if TYPE_CHECKING:
-    from jobs.judging import Judged
+    from jobs.nightly import Night
     from jobs.plan import Plan
+    from jobs.progress import Update
     from regress_db.history import History
 
 
-@click.command()
+class _PlanOrCommand(click.Group):
+    """A group whose commands may be left out: `epwatch nightly PLAN.toml` runs the plan."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Anything but a command's name, or a plea for help, is for `run`."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Both ways of calling it."""
+        formatter.write_usage("epwatch nightly", "PLAN.toml [OPTIONS]")
+        formatter.write_usage("epwatch nightly", "COMMAND [ARGS]...", prefix="       ")
+
+
+@click.group(cls=_PlanOrCommand)
+def nightly() -> None:
+    """Run the nightly plan PLAN.toml on its clusters, judge it and report; or see and steer its nights.
+
+    `epwatch nightly run --help` tells the options of a night.
+    """
+
+
+@nightly.command()
 @click.argument("file", metavar="PLAN.toml", type=click.Path(path_type=Path))
 @click.option("--baseline", metavar="NAME", help="Judge against this baseline, whatever the plan says.")
 @click.option("--strict", is_flag=True, help="Exit 4 where a series stayed inconclusive.")
@@ -28,64 +52,108 @@ if TYPE_CHECKING:
     "--report", "report_path", metavar="PATH", help="Where the HTML report goes, instead of the plan's place."
 )
 @click.option("--no-report", is_flag=True, help="Write no HTML report.")
+@click.option("--new", is_flag=True, help="Begin a new night, and give up one that was left unfinished.")
+@click.option("--no-wait", is_flag=True, help="Submit the jobs and leave; `epwatch collect PLAN.toml` does the rest.")
+@click.option("--watch", is_flag=True, help="Show every job of the night, live.")
 @history_option
 @spool_option
 @format_options
-def nightly(
+def run(
     file: Path,
     baseline: str | None,
     strict: bool,
     report_path: str | None,
     no_report: bool,
+    new: bool,
+    no_wait: bool,
+    watch: bool,
     db: str | None,
     spool: str | None,
     form: Format,
 ) -> int:
-    """Run the plan PLAN.toml on its cluster, judge it against its baseline, print one table, worst first, and report.
+    """Run the plan PLAN.toml on its clusters, judge it against its baseline, print one table, worst first, and report.
 
-    Exits 0 when nothing regressed, 1 when something did, 3 when something planned has no valid result, 4 (--strict)
-    when something stayed undecided.
+    A night whose command was killed is gone on with, unless --new is given. Exits 0 when nothing regressed, 1 when
+    something did, 3 when something planned has no valid result, 4 (--strict) when something stayed undecided.
     """
     if no_report and report_path:
         raise click.UsageError("--report and --no-report exclude each other")
+    if no_wait and watch:
+        raise click.UsageError("--no-wait and --watch exclude each other")
     from jobs.plan import load
 
     plan = load(file)
+    if no_wait and any(cluster.kind == "local" for cluster in plan.clusters):
+        raise click.UsageError("--no-wait needs a queue, and the plan has a cluster of kind local, which has none")
 
     from jobs.busy import warn_if_busy
-    from jobs.judging import SERIES_COLUMNS, cases_to_confirm, judge_planned, rules_of
-    from jobs.nightly import measure_night
+    from jobs.judging import cases_to_confirm, rules_of
+    from jobs.night_session import advance_once, night_of
     from jobs.places import open_history, spool_folder
-    from jobs.progress import progress
 
     with open_history(db, plan, create=True) as history:
         _check_baseline(history, plan, baseline)
         rules_of(history, plan)
-        warn_if_busy()
-        total = len(plan.cases) * plan.runs_of_a_case
-        with progress(total, plan.name) as update:
-            night = measure_night(
-                plan,
-                history,
-                spool_folder(spool, plan),
-                update,
-                lambda night: cases_to_confirm(history, plan, night, baseline),
-            ).night
-        judged = judge_planned(history, plan, night, baseline=baseline, strict=strict)
-        written = None if no_report else _report(history, plan, night, report_path)
-    if form == "json":
-        say(as_json({**_head(judged, written), "series": as_objects(judged.verdict.series, SERIES_COLUMNS)}))
-    else:
-        show(judged.verdict.series, SERIES_COLUMNS, form)
-    if form == "table":
-        for one in judged.told_in_words:
-            say(f"\n{one}")
-        say(f"\n{judged.summary}")
-        if judged.told_in_words:
-            say(f"logs: {Path(plan.plan.jobs) / night}")
-        if written:
-            say(f"report: {written}")
-    return judged.exit_code
+        if any(cluster.kind == "local" for cluster in plan.clusters):
+            warn_if_busy()
+        with night_of(
+            plan,
+            history,
+            spool_folder(spool, plan),
+            lambda night: cases_to_confirm(history, plan, night, baseline),
+            new=new,
+        ) as night:
+            if no_wait:
+                if not advance_once(night, history):
+                    say(
+                        f"night {night.name} is submitted: `epwatch nightly status {file}` shows it, "
+                        f"`epwatch collect {file}` brings its results home and, when all are there, judges it"
+                    )
+                    return 0
+            else:
+                _wait(night, history, watch)
+        from jobs.commands.judged_night import judge_and_show
+
+        report = None if no_report else report_path or plan.plan.report
+        return judge_and_show(history, plan, night.name, baseline=baseline, strict=strict, report=report, form=form)
+
+
+def _wait(night: Night, history: History, watch: bool) -> None:
+    """Drive the night to its end; what interrupts it leaves it as it says it does."""
+    from jobs.night_session import end
+    from jobs.progress import live, progress
+
+    total = len(list(night.manifest.runs))
+    try:
+        shown: AbstractContextManager[Update] = live(night) if watch else progress(total, night.plan.name)
+        with shown as update:
+            while not night.advance():
+                update(night.done, _what_goes_on(night))
+                time.sleep(night.poll_s)
+            update(night.done, "measured")
+    except KeyboardInterrupt as interrupt:
+        if night.measures_here:
+            night.cancel()
+            end(night, history, "interrupted")
+            words = f"night {night.name} keeps what it has measured, the rest is missing"
+        else:
+            words = (
+                f"the jobs of night {night.name} go on in the queue: run the plan again to go on with it, "
+                f"`epwatch nightly cancel {night.plan.path}` to end it"
+            )
+        raise type(interrupt)(words) from None
+    end(night, history)
+
+
+def _what_goes_on(night: Night) -> str:
+    """The night in a few words: the job that runs, or how many wait and run."""
+    views = night.views()
+    flying = [view for view in views if view.state in ("running", "pending")]
+    if len(flying) == 1 and night.measures_here:
+        return f"{flying[0].job}, {flying[0].total} cases"
+    running = sum(view.state == "running" for view in flying)
+    waiting = sum(view.state in ("pending", "to be submitted") for view in views)
+    return f"{running} jobs running, {waiting} waiting"
 
 
 def _check_baseline(history: History, plan: Plan, baseline: str | None) -> None:
@@ -97,37 +165,5 @@ def _check_baseline(history: History, plan: Plan, baseline: str | None) -> None:
         show_baseline(history, name)
 
 
-def _report(history: History, plan: Plan, night: str, path: str | None) -> Path | None:
-    """Write the HTML report; where it is, or None where the plan wants none."""
-    from regress_db.errors import HistoryError
-    from regress_db.report import write_report
-
-    where = path or plan.plan.report.format(night=night, plan=plan.name)
-    if not where:
-        return None
-    try:
-        return write_report(history, night, Path(where), command=shlex.join(["epwatch", "nightly", plan.path]))
-    except HistoryError as error:
-        # The verdict stands without its report.
-        print(f"epwatch: {error}", file=sys.stderr)
-        return None
-
-
-def _head(judged: Judged, report: Path | None) -> dict[str, object]:
-    """The night's part of the JSON."""
-    verdict = judged.verdict
-    return {
-        "night": verdict.night,
-        "plan": verdict.plan,
-        "baseline": verdict.baseline,
-        "baseline_made": judged.baseline_made,
-        "judge": verdict.judge,
-        "headline": verdict.headline,
-        "level": verdict.level,
-        "aa_series": verdict.aa_series,
-        "aa_alarms": verdict.aa_alarms,
-        "remarks": verdict.remarks,
-        "findings": [dataclasses.asdict(finding) for finding in verdict.findings],
-        "exit_code": judged.exit_code,
-        "report": None if report is None else str(report),
-    }
+nightly.add_command(status)
+nightly.add_command(cancel)

@@ -17,7 +17,7 @@ import click
 from harness.job import DEFAULT_DEADLINE_S, DEFAULT_ITERS, DEFAULT_WARMUP, JobSpec
 from harness.record import PhaseResult, PlannedRun, Record
 from jobs.options import format_options, history_option, spool_option
-from jobs.plan import DEFAULT_JOBS
+from jobs.plan_sections import DEFAULT_JOBS
 from jobs.progress import progress
 from jobs.tables import Column, Format, number, show
 
@@ -178,7 +178,8 @@ def _measure(
 ) -> list[Record]:
     """Measure job by job in this process; the records in the spool, as far as there are any."""
     from harness import record as records
-    from harness.launch import JobEvent, run_job
+    from harness.launch import run_job
+    from harness.supervise import JobEvent
     from jobs.exclusive import MEASURING_LOCK, make_folder, measuring
     from jobs.spool import find_records
 
