@@ -1,4 +1,10 @@
+"""What the tests of the jobs share: the helper modules, and real Slurms."""
+
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from slurm_fixtures import own_slurm, slurm, slurm_without_accounting
+
+__all__ = ["own_slurm", "slurm", "slurm_without_accounting"]
