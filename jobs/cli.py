@@ -47,6 +47,7 @@ COMMANDS: dict[str, _Entry] = {
     "show": _Entry("history", "show_", "Show one run."),
     "compare": _Entry("history", "compare", "Compare two runs, nights, commits or baselines."),
     "changes": _Entry("changes", "changes", "Show where series changed their level."),
+    "tell": _Entry("tell", "tell", "Tell of a judged night again."),
     "report": _Entry("history", "report", "Write the HTML report of a night."),
     "collect": _Entry("history", "collect", "Ingest the records that lie in the spool."),
     "history": _Entry("upkeep", "history", "Copy, verify, prune and back up the history."),

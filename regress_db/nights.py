@@ -16,7 +16,7 @@ from regress_db.errors import HistoryError
 from regress_db.facts import PLANNED_RUN
 from regress_db.history import History
 from regress_db.ingest import case_id, insert_new, shared_id
-from regress_db.schema import NIGHTS, PLANNED, RUNS
+from regress_db.schema import NIGHTS, NODES, PLANNED, RUN_RANKS, RUNS
 
 
 def open_night(
@@ -70,3 +70,33 @@ def close_night(history: History, night_id: str, finished_at: datetime | None = 
         number = lookup.night(connection, night_id).id
         moment = finished_at or datetime.now(UTC)
         connection.execute(update(NIGHTS).where(NIGHTS.c.id == number).values(finished_at=moment))
+
+
+def judged_before(history: History, night_id: str) -> str | None:
+    """The id of the newest judged night of the same plan that started before this one, None where there is none.
+
+    Raises `NotFoundError` for an unknown night.
+    """
+    with history.read() as connection:
+        night = lookup.night(connection, night_id)
+        return connection.execute(
+            select(NIGHTS.c.name)
+            .where(NIGHTS.c.plan == night.plan, NIGHTS.c.judged_at.is_not(None), NIGHTS.c.id != night.id)
+            .where(NIGHTS.c.started_at < night.started_at)
+            .order_by(*lookup.NEWEST_NIGHT_FIRST)
+            .limit(1)
+        ).scalar_one_or_none()
+
+
+def hosts_of_night(history: History, night_id: str) -> tuple[str, ...]:
+    """The names of the hosts that the night's runs ran on, sorted. Raises `NotFoundError` for an unknown night."""
+    with history.read() as connection:
+        night = lookup.night(connection, night_id)
+        found = connection.execute(
+            select(NODES.c.hostname)
+            .join(RUN_RANKS, RUN_RANKS.c.node_id == NODES.c.id)
+            .join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
+            .where(RUNS.c.night_id == night.id)
+            .distinct()
+        )
+        return tuple(sorted(found.scalars()))
