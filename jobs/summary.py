@@ -87,7 +87,7 @@ def text(summary: NightSummary) -> str:
 def markdown(summary: NightSummary) -> str:
     """The summary in GitHub-flavoured Markdown."""
     verdict = summary.judged.verdict
-    parts = [f"## {escaped(title(summary))}", escaped(summary.judged.summary)]
+    parts = [f"## epwatch: {escaped(summary.plan)}", escaped(summary.judged.summary)]
     rows = _worth_a_look(summary)
     if rows:
         parts.append("\n".join(_table(rows, {_key(one) for one in recovered(summary)})))
@@ -175,7 +175,8 @@ def _section(heading: str, sentences: Sequence[str]) -> list[str]:
 
 
 def _numbered(sentences: Iterable[str]) -> str:
-    return "\n".join(f"{number}. {escaped(sentence)}" for number, sentence in enumerate(sentences, start=1))
+    lines = [f"{number}. {escaped(sentence)}" for number, sentence in enumerate(sentences, start=1)]
+    return "\n".join(_capped(lines, SENTENCES_SHOWN))
 
 
 def _capped(lines: Iterable[str], most: int) -> list[str]:

@@ -7,6 +7,7 @@ sentence on stderr. Addresses are secrets: a sentence names the variable and the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -42,15 +43,17 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One message or file. to: the variable and the kind of service, or the file; why: not told, "" where it was."""
+    """One message or file. to: the variable and the kind of service, or the path; why: it was not, "" where it was."""
 
     to: str
     why: str
+    is_file: bool = False
 
     @property
     def sentence(self) -> str:
         """What became of it."""
-        return f"could not tell {self.to}: {self.why}" if self.why else f"told {self.to}"
+        do, did = ("write", "wrote") if self.is_file else ("tell", "told")
+        return f"could not {do} {self.to}: {self.why}" if self.why else f"{did} {self.to}"
 
 
 def tell(
@@ -120,7 +123,7 @@ def write_files(section: TellSection, summary: NightSummary) -> list[Told]:
     for name, content in contents:
         if name:
             path = filled(name, night=summary.judged.verdict.night, plan=summary.plan)
-            told.append(Told(f"the file {path}", _write(path, content())))
+            told.append(Told(str(path), _write(path, content()), is_file=True))
     return told
 
 
@@ -148,6 +151,7 @@ def _write(path: Path, content: str) -> str:
         partial.write_text(content, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         return error.strerror or str(error)
     return ""
