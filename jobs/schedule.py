@@ -19,7 +19,7 @@ from harness.errors import EpwatchError
 
 LOG_FOLDER = ".epwatch"
 
-_TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
+_TIME = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
 _WORD = re.compile(r"[A-Za-z0-9_.,+-]+")
 
 

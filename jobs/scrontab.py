@@ -68,5 +68,7 @@ def _scrontab(argument: str, table: str = "") -> _Said:
 
 def _words(done: _Said) -> str:
     """What scrontab said, in one line."""
-    said = [line.removeprefix("scrontab: ").strip() for line in (*done.out.splitlines(), *done.err.splitlines())]
-    return "; ".join(line for line in said if line) or f"it ended with {done.code} and said nothing"
+    lines = [line.removeprefix("scrontab: ").strip() for line in (*done.out.splitlines(), *done.err.splitlines())]
+    # Before a fatal error come its causes, one below the other, in words for administrators.
+    lines = [line.removeprefix("fatal: ") for line in lines if line.startswith("fatal: ")] or lines
+    return "; ".join(line for line in lines if line) or f"it ended with {done.code} and said nothing"
