@@ -38,7 +38,7 @@ PREFIXES = (
 )
 """Variables recorded are those whose names begin with one of these."""
 
-_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY|AUTH)(_|$)")
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY|AUTH|TELL)(_|$)")
 # Where things are kept, and which job this is, say nothing about how fast it went, and would differ in every run.
 _NEVER = frozenset({"EPWATCH_DB", "EPWATCH_SPOOL", "EPWATCH_JOB", "EPWATCH_DEBUG"})
 _GIT_DEADLINE_S = 5.0
@@ -62,11 +62,13 @@ def names_secret(variable: str) -> bool:
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables that matter, sorted by name: by allow-list, nothing that names a secret."""
+    """The environment variables that matter, sorted by name: by allow-list, nothing that names a secret and no URL,
+    which may hold one.
+    """
     return {
         name: environ[name]
         for name in sorted(environ)
-        if name.startswith(PREFIXES) and name not in _NEVER and not names_secret(name)
+        if name.startswith(PREFIXES) and name not in _NEVER and not names_secret(name) and "://" not in environ[name]
     }
 
 

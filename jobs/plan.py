@@ -21,6 +21,7 @@ from jobs import plan_clusters
 from jobs.plan_clusters import ClusterSection
 from jobs.plan_matrix import FIELDS, Exclude, Matrix, combinations, excludes, named_fields, values
 from jobs.plan_sections import BaselineSection, MeasureSection, PlanFile, PlanSection, VerdictSection
+from jobs.plan_tell import TellSection, check_tell
 from jobs.toml_lines import line_of
 from regress_db.wording import AUTO
 
@@ -55,6 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     measure: MeasureSection
     baseline: BaselineSection
     verdict: VerdictSection
+    tell: TellSection
     cases: tuple[PlannedCase, ...]
 
     @property
@@ -144,6 +146,7 @@ def parse(source: str, path: str) -> Plan:
         measure=written.measure,
         baseline=written.baseline,
         verdict=written.verdict,
+        tell=written.tell,
         cases=tuple(_expand(written, clusters, text)),
     )
 
@@ -178,6 +181,7 @@ def _suggestion(field: str, unknown: str) -> str:
         "measure": MeasureSection,
         "baseline": BaselineSection,
         "verdict": VerdictSection,
+        "tell": TellSection,
         "cases": Matrix,
         "cases.exclude": Exclude,
     }
@@ -210,6 +214,8 @@ def _check_sections(written: PlanFile, text: _Text) -> None:
         written.plan.report.format(night="", plan="")
     except (KeyError, IndexError, ValueError):
         raise text.error("plan.report", "may hold {night} and {plan}, and no other braces") from None
+    if wrong := check_tell(written.tell):
+        raise text.error(*wrong)
     if not written.cases:
         raise text.error("cases", "is empty: a plan measures something")
 

@@ -13,6 +13,7 @@ import msgspec
 from harness.job import DEFAULT_DEADLINE_S, DEFAULT_HEARTBEAT_S, DEFAULT_ITERS, DEFAULT_WARMUP
 from jobs.plan_clusters import ClusterSection
 from jobs.plan_matrix import Matrix
+from jobs.plan_tell import TellSection
 
 DEFAULT_JOBS = ".epwatch/jobs"
 DEFAULT_REPORT = ".epwatch/reports/{night}.html"
@@ -116,3 +117,4 @@ class PlanFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     measure: MeasureSection = MeasureSection()
     baseline: BaselineSection = BaselineSection()
     verdict: VerdictSection = VerdictSection()
+    tell: TellSection = TellSection()

@@ -117,7 +117,7 @@ def jobs_environment(environ: Mapping[str, str], section: ClusterSection) -> dic
         for name, value in environ.items()
         if name in section.pass_environment
         or name in _KEPT
-        or not (name.startswith(_FOREIGN) or name in _RANK_VARIABLES or names_secret(name))
+        or not (name.startswith(_FOREIGN) or name in _RANK_VARIABLES or names_secret(name) or "://" in value)
     }
 
 

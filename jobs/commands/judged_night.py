@@ -1,8 +1,9 @@
-"""A night that is over is judged, shown and reported: the last part of `epwatch nightly` and of `epwatch collect`."""
+"""A night that is over is judged, shown, reported and told of: the last part of `epwatch nightly` and of `epwatch collect`."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def judge_and_show(
     report: str | None,
     form: Format,
 ) -> int:
-    """Judge the night, print one table, worst first, write the report; the exit code.
+    """Judge the night, print one table, worst first, write the report, tell; the exit code.
 
     baseline: overrides the plan's policy. report: where the HTML goes, `{night}` and `{plan}` filled in.
     """
@@ -46,7 +47,28 @@ def judge_and_show(
             say(f"logs: {Path(plan.plan.jobs) / night}")
         if written:
             say(f"report: {written}")
+    _tell(history, plan, judged, written)
     return judged.exit_code
+
+
+def _tell(history: History, plan: Plan, judged: Judged, report: Path | None) -> None:
+    """Tell those whom the plan names, where there is something to say."""
+    from jobs.tell import tell
+    from regress_db.nights import hosts_of_night, judged_before
+    from regress_db.nightverdict import stored_verdict
+
+    night = judged.verdict.night
+    earlier = judged_before(history, night)
+    tell(
+        plan.name,
+        plan.tell,
+        judged,
+        report=report,
+        environ=os.environ,
+        before=None if earlier is None else stored_verdict(history, earlier),
+        hosts=hosts_of_night(history, night),
+        logs=Path(plan.plan.jobs) / night,
+    )
 
 
 def _report(history: History, plan: Plan, night: str, path: str) -> Path | None:

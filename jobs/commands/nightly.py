@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.commands.night_status import cancel, status
+from jobs.commands.schedule import install, uninstall
 from jobs.options import format_options, history_option, spool_option
 from jobs.tables import Format, say
 from regress_db.wording import AUTO
@@ -167,3 +168,5 @@ def _check_baseline(history: History, plan: Plan, baseline: str | None) -> None:
 
 nightly.add_command(status)
 nightly.add_command(cancel)
+nightly.add_command(install)
+nightly.add_command(uninstall)

@@ -30,10 +30,16 @@ def test_variables_are_taken_by_allow_list():
         "EPWATCH_DB",
         "EPWATCH_JOB",
         "AWS_SECRET_ACCESS_KEY",
+        "EPWATCH_TELL",
+        "EPWATCH_TELL_OPS",
     ],
 )
 def test_secrets_and_places_are_never_recorded(name):
     assert variables({name: "x"}) == {}
+
+
+def test_an_address_is_never_recorded_whatever_its_name():
+    assert variables({"UCX_PEOPLE": "json://token@host/ slack://a/b/c", "UCX_TLS": "tcp"}) == {"UCX_TLS": "tcp"}
 
 
 def test_capture_twice_is_the_same_environment():
