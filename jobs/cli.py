@@ -49,7 +49,7 @@ COMMANDS: dict[str, _Entry] = {
     "changes": _Entry("changes", "changes", "Show where series changed their level."),
     "tell": _Entry("tell", "tell", "Tell of a judged night again."),
     "report": _Entry("history", "report", "Write the HTML report of a night."),
-    "collect": _Entry("history", "collect", "Ingest the records that lie in the spool."),
+    "collect": _Entry("collect", "collect", "Bring records home, and go on with a night that was left."),
     "history": _Entry("upkeep", "history", "Copy, verify, prune and back up the history."),
     "backends": _Entry("listing", "backends", "List the backends and whether they can be used here."),
     "suites": _Entry("listing", "suites", "List the built-in suites."),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from harness import environment
 from harness.case import Case
 from harness.errors import EpwatchError
-from jobs.cluster import Cluster
+from jobs.cluster import Cluster, SubmitError
 from jobs.exclusive import one_night
 from jobs.night_folder import Finished, Manifest, NightFolder
 from jobs.nightly import Night, enter
@@ -103,8 +103,16 @@ def unfinished(jobs_folder: Path, plan_name: str) -> NightFolder | None:
 
 
 def advance_once(night: Night, history: History) -> bool:
-    """One look at the night and what follows from it; whether it is over, which is then written down."""
-    over = night.advance()
+    """One look at the night and what follows from it; whether it is over, which is then written down.
+
+    Raises `SubmitError`; a night of which nothing could be submitted is over then.
+    """
+    try:
+        over = night.advance()
+    except SubmitError as error:
+        if not night.begun:
+            end(night, history, str(error))
+        raise
     if over:
         end(night, history)
     return over

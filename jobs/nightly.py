@@ -108,6 +108,11 @@ class Night:
         return min(self._clusters[job.packed.cluster].poll_s for job in self._jobs)
 
     @property
+    def begun(self) -> bool:
+        """Whether any cluster ever had a job of it."""
+        return any(attempt.submitted is not None for job in self._jobs for attempt in job.attempts)
+
+    @property
     def measures_here(self) -> bool:
         """Whether any of its clusters is this machine."""
         return any(cluster.measures_here for cluster in self._clusters.values())

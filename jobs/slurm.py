@@ -257,7 +257,7 @@ def _paths(night: NightFolder, attempts: Sequence[Attempt]) -> list[str]:
 
 def _words_of(said: str) -> str:
     """sbatch's own words, in one line: the errors it gave, without its name."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip() and "retrying in" not in line]
     errors = [line.partition("error: ")[2] for line in lines if line.startswith("sbatch: error: ")]
     return "; ".join(errors or lines[-1:]) or "without a word"
 

@@ -117,8 +117,13 @@ def jobs_environment(environ: Mapping[str, str], section: ClusterSection) -> dic
         for name, value in environ.items()
         if name in section.pass_environment
         or name in _KEPT
-        or not (name.startswith(_FOREIGN) or name in _RANK_VARIABLES or names_secret(name) or "://" in value)
+        or not (name.startswith(_FOREIGN) or name in _RANK_VARIABLES or names_secret(name) or _is_address(name, value))
     }
+
+
+def _is_address(name: str, value: str) -> bool:
+    """Whether it may be an address that holds a secret: of a database, or of whom to tell. A proxy's is none."""
+    return "://" in value and not name.lower().endswith("_proxy")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`epwatch trend`, `runs`, `nights`, `show`, `compare`, `report`, `collect`: asking the history, and feeding it."""
+"""`epwatch trend`, `runs`, `nights`, `show`, `compare`, `report`: asking the history."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.options import format_options, history_option, selection_options, spool_option
-from jobs.places import open_history, spool_folder
+from jobs.options import format_options, history_option, selection_options
+from jobs.places import open_history
 from jobs.tables import Column, Format, as_json, change, figure, number, print_table, say, show, to_the_second
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _ID_SHOWN = 12
 _GROUP_SHOWN = 30
-_EXIT_QUARANTINE = 3
 
 
 @click.command()
@@ -321,25 +320,3 @@ def report(night: str, output: Path | None, db: str | None) -> None:
         path = output or Path(f"{name}.html")
         write_report(history, name, path)
     say(str(path))
-
-
-@click.command()
-@history_option
-@spool_option
-@format_options
-def collect(db: str | None, spool: str | None, form: Format) -> int:
-    """Ingest the records that lie in the spool. Exits 3 when one could not be read and went to quarantine."""
-    from regress_db.ingest import collect as ingest
-
-    folder = spool_folder(spool)
-    with open_history(db, create=True) as history:
-        done = ingest(history, folder)
-    rows = [(run, "accepted", "") for run in done.accepted] + [(run, "already", "") for run in done.already]
-    rows += [(file.name, "quarantine", reason) for file, reason in done.quarantined]
-    columns: list[Column[tuple[str, str, str]]] = [
-        Column("record", lambda row: row[0], "record"),
-        Column("outcome", lambda row: row[1], "outcome"),
-        Column("reason", lambda row: row[2], "reason", long=True),
-    ]
-    show(rows, columns, form, empty=f"no records lie in {folder}")
-    return _EXIT_QUARANTINE if done.quarantined else 0

@@ -1,4 +1,4 @@
-"""A night that is over is judged, shown, reported and told of: the last part of `epwatch nightly` and of `epwatch collect`."""
+"""A night that is over is judged, shown, reported and told of: the end of `epwatch nightly` and `epwatch collect`."""
 
 from __future__ import annotations
 

@@ -121,14 +121,14 @@ def run(
 
 def _wait(night: Night, history: History, watch: bool) -> None:
     """Drive the night to its end; what interrupts it leaves it as it says it does."""
-    from jobs.night_session import end
+    from jobs.night_session import advance_once, end
     from jobs.progress import live, progress
 
     total = len(list(night.manifest.runs))
     try:
         shown: AbstractContextManager[Update] = live(night) if watch else progress(total, night.plan.name)
         with shown as update:
-            while not night.advance():
+            while not advance_once(night, history):
                 update(night.done, _what_goes_on(night))
                 time.sleep(night.poll_s)
             update(night.done, "measured")
@@ -143,7 +143,6 @@ def _wait(night: Night, history: History, watch: bool) -> None:
                 f"`epwatch nightly cancel {night.plan.path}` to end it"
             )
         raise type(interrupt)(words) from None
-    end(night, history)
 
 
 def _what_goes_on(night: Night) -> str:

@@ -1,0 +1,81 @@
+"""`epwatch collect`: bring records home, and go on with a night that was submitted and left."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs.options import format_options, history_option, spool_option
+from jobs.places import open_history, spool_folder
+from jobs.tables import Column, Format, say, show
+
+if TYPE_CHECKING:
+    from jobs.plan import Plan
+    from regress_db.history import History
+
+_EXIT_QUARANTINE = 3
+
+
+@click.command()
+@click.argument("file", metavar="[PLAN.toml]", type=click.Path(path_type=Path), required=False)
+@history_option
+@spool_option
+@format_options
+def collect(file: Path | None, db: str | None, spool: str | None, form: Format) -> int:
+    """Ingest the records that lie in the spool; with a plan, go one look further with its unfinished night.
+
+    That settles jobs that have ended, submits what is still owed, and when all is measured judges the night and exits
+    as `epwatch nightly` would. Without a plan it exits 3 when a record could not be read and went to quarantine.
+    """
+    from jobs.plan import load
+
+    if file is None:
+        with open_history(db, create=True) as history:
+            return _ingest(history, spool_folder(spool), form)
+    plan = load(file)
+    with open_history(db, plan, create=True) as history:
+        return _go_on(history, plan, spool_folder(spool, plan), form)
+
+
+def _ingest(history: History, folder: Path, form: Format) -> int:
+    from regress_db.ingest import collect as ingest
+
+    done = ingest(history, folder)
+    rows = [(run, "accepted", "") for run in done.accepted] + [(run, "already", "") for run in done.already]
+    rows += [(file.name, "quarantine", reason) for file, reason in done.quarantined]
+    columns: list[Column[tuple[str, str, str]]] = [
+        Column("record", lambda row: row[0], "record"),
+        Column("outcome", lambda row: row[1], "outcome"),
+        Column("reason", lambda row: row[2], "reason", long=True),
+    ]
+    show(rows, columns, form, empty=f"no records lie in {folder}")
+    return _EXIT_QUARANTINE if done.quarantined else 0
+
+
+def _go_on(history: History, plan: Plan, folder: Path, form: Format) -> int:
+    from jobs.commands.judged_night import judge_and_show
+    from jobs.commands.night_status import JOB_COLUMNS
+    from jobs.judging import cases_to_confirm
+    from jobs.night_session import NoNight, advance_once, night_of
+    from jobs.spool import bring_home
+
+    bring_home(history, folder)
+    try:
+        with night_of(
+            plan, history, folder, lambda night: cases_to_confirm(history, plan, night, None), begin=False
+        ) as night:
+            over = advance_once(night, history)
+            name, views = night.name, night.views()
+    except NoNight as nothing:
+        print(f"epwatch: {nothing}", file=sys.stderr)
+        return 0
+    if over:
+        return judge_and_show(history, plan, name, report=plan.plan.report, form=form)
+    show(views, JOB_COLUMNS, form)
+    if form == "table":
+        done, total = sum(view.done for view in views), sum(view.total for view in views)
+        say(f"\nnight {name} goes on: {done} of {total} runs done")
+    return 0
