@@ -238,16 +238,19 @@ def new_run_id() -> str:
 
 
 def encode(record: Record) -> bytes:
-    """The record's JSON."""
-    return msgspec.json.format(canonical(record), indent=1)
+    """The record's JSON, in the record's own schema version."""
+    return msgspec.json.format(msgspec.json.encode(_in_its_version(record)), indent=1)
 
 
 def canonical(record: Record) -> bytes:
-    """The record's one JSON in its own schema version: the same bytes for the same content, whoever reads it."""
-    told: Record | _Record1 = record
-    if record.schema_version == 1:
-        told = _Record1(**{name: getattr(record, name) for name in _Record1.__struct_fields__})
-    return msgspec.json.encode(told, order="deterministic")
+    """The one JSON of this content in the record's own schema version, whoever wrote it and whoever reads it."""
+    return msgspec.json.encode(_in_its_version(record), order="deterministic")
+
+
+def _in_its_version(record: Record) -> Record | _Record1:
+    if record.schema_version != 1:
+        return record
+    return _Record1(**{name: getattr(record, name) for name in _Record1.__struct_fields__})
 
 
 def decode(data: bytes) -> Record:

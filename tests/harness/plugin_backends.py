@@ -6,6 +6,7 @@ Each is the torch backend with one fault. `install` makes a folder to put on PYT
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -119,7 +120,79 @@ class HangsInDispatch(TorchBackend):
         super().dispatch()
 
 
+class _Unpicklable(BaseException):
+    """No `Exception`, so that the protocol lets it through, and nothing that could be sent to another process."""
+
+    def __init__(self, words):
+        super().__init__(words)
+        self.held = (value for value in ())
+
+
+class EscapesOnOneRank(TorchBackend):
+    """Rank 1 raises what nobody catches, while the others wait for it."""
+
+    name = "escapes-on-one-rank"
+
+    def setup(self, given):
+        super().setup(given)
+        self.rank = given.rank
+
+    def dispatch(self):
+        if self.rank == 1:
+            raise _Unpicklable("the link is down")
+        super().dispatch()
+
+
+class CannotBeSent(TorchBackend):
+    """Rank 1 raises an exception that cannot be pickled."""
+
+    name = "cannot-be-sent"
+
+    def setup(self, given):
+        super().setup(given)
+        if given.rank == 1:
+            error = ValueError("no room for the handle")
+            error.held = (value for value in ())
+            raise error
+
+
+class LeavesOnOneRank(EscapesOnOneRank):
+    """Rank 1 calls `sys.exit(0)` in dispatch."""
+
+    name = "leaves-on-one-rank"
+
+    def dispatch(self):
+        if self.rank == 1:
+            sys.exit(0)
+        super().dispatch()
+
+
+class LeavesOnEveryRank(TorchBackend):
+    """Every rank calls `sys.exit(0)` in setup."""
+
+    name = "leaves-on-every-rank"
+
+    def setup(self, given):
+        sys.exit(0)
+
+
+class DropsDead(EscapesOnOneRank):
+    """Rank 1 ends without a word, with an exit code."""
+
+    name = "drops-dead"
+
+    def dispatch(self):
+        if self.rank == 1:
+            os._exit(4)
+        super().dispatch()
+
+
 FAULTY = (
+    EscapesOnOneRank,
+    CannotBeSent,
+    LeavesOnOneRank,
+    LeavesOnEveryRank,
+    DropsDead,
     CrossesRows,
     LosesRowWhenTimed,
     StaleOutput,

@@ -1,5 +1,6 @@
 """Whole jobs on real ranks: what is measured, what is refused and how, and that every planned run has its record."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from small_jobs import EP_CORE_LL, TORCH_LL, but, records, shared_memory, spec_o
 
 from harness.errors import JobError
 from harness.launch import run_job
+from harness.placement import cpu_list
 
 GOOD = {
     "torch ll": TORCH_LL,
@@ -77,6 +79,9 @@ def test_a_good_case_is_checked_before_and_after_and_timed(measured, name):
         assert (headline > 0) == (made.case.tokens > 0)
     assert (made.platform.cluster, made.night) == ("here", "n1")
     assert made.nodes[0].ranks == [0, 1]
+    assert [(one.rank, one.hostname) for one in made.placement] == [(rank, made.nodes[0].hostname) for rank in (0, 1)]
+    assert {one.cpus for one in made.placement} == {cpu_list(os.sched_getaffinity(0))}
+    assert (made.launcher, made.attempt, made.scheduler_job) == ("torchrun", 1, "")
     assert {"load_1m_before", "load_1m_after"} <= made.conditions.keys()
 
 

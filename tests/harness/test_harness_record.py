@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from harness import environment, record
 from harness.case import Case
 from harness.errors import CaseError, RecordError
-from harness.record import Failure, Record, new_run_id
+from harness.job import JobSpec
+from harness.record import Failure, PlannedRun, RankPlacement, Record, new_run_id
+from harness.unmeasured import write_unmeasured
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_.+-]{0,12}", fullmatch=True)
 cases = st.builds(
@@ -109,6 +112,47 @@ def test_written_is_read(tmp_path):
     path = record.write(made, tmp_path / "deep" / "spool")
     assert record.read(path) == made
     assert [entry.name for entry in path.parent.iterdir()] == [f"{made.run_id}.json"]
+
+
+FIRST = Path(__file__).parent / "data" / "record_1.json"
+
+
+def test_a_record_of_version_1_is_read_and_stays_what_it_was():
+    made = record.read(FIRST)
+    assert (made.schema_version, made.outcome, made.night) == (1, "ok", "old")
+    assert (made.placement, made.launcher, made.attempt, made.scheduler_job) == ([], "", 1, "")
+    assert record.encode(made) + b"\n" == FIRST.read_bytes()
+
+
+def test_a_record_of_version_1_has_no_field_of_a_later_one():
+    later = FIRST.read_bytes().replace(b'"notes":', b'"launcher": "srun", "notes":')
+    with pytest.raises(RecordError, match=r"schema version 1.*launcher"):
+        record.decode(later)
+
+
+def test_a_record_is_found_where_ingestion_moved_it(tmp_path):
+    made = a_record()
+    assert record.recorded(tmp_path / "absent", made.run_id) is None
+    path = record.write(made, tmp_path)
+    assert record.recorded(tmp_path, made.run_id) == path
+    (tmp_path / record.INGESTED).mkdir()
+    moved = path.rename(tmp_path / record.INGESTED / path.name)
+    assert record.recorded(tmp_path, made.run_id) == moved
+
+
+def test_a_run_that_nobody_measured_is_put_where_it_was_and_over_no_record(tmp_path):
+    case = a_record().case
+    runs = [PlannedRun(run_id=new_run_id(), case=case) for _ in range(2)]
+    spec = JobSpec(runs=runs, spool=str(tmp_path), log_folder=str(tmp_path / "log"), attempt=3)
+    failure = Failure(step="job", kind="JobDied", message="died")
+    known = record.read(write_unmeasured(spec, runs[0], "failed", failure, hosts=["gpu1", "gpu2"]))
+    assert known.placement == [RankPlacement(rank=0, hostname="gpu1"), RankPlacement(rank=1, hostname="gpu2")]
+    assert {node.hostname: node.ranks for node in known.nodes} == {"gpu1": [0], "gpu2": [1]}
+    assert known.attempt == 3
+    unknown = record.read(write_unmeasured(spec, runs[1], "failed", failure))
+    assert unknown.placement == []
+    assert unknown.nodes[0].ranks == [0, 1]
+    assert record.read(write_unmeasured(spec, runs[0], "hung", failure)) == known
 
 
 def test_many_writers_leave_whole_records_and_nothing_else(tmp_path):

@@ -87,11 +87,21 @@ def test_slurm_over_several_nodes_meets_on_the_first():
     assert place(slurm(5, 8, 1, 4)).master_addr == "gpu07"
 
 
+def test_slurm_nodes_named_by_loopback_addresses_are_one_machine():
+    several = slurm(5, 8, 1, 4)
+    assert not place(several).one_machine
+    found = place(several | {"SLURM_STEP_NODELIST": "127.0.1.[1-2]"})
+    assert (found.master_addr, found.local_size, found.one_machine) == ("127.0.1.1", 4, True)
+    assert place(several | {"MASTER_ADDR": "localhost"}).one_machine
+    assert not place(several | {"MASTER_ADDR": "127-0-0-1.example"}).one_machine
+
+
 @pytest.mark.parametrize(
     ("nodelist", "first"),
     [
         ("gpu[07-09,12]", "gpu07"),
         ("head", "head"),
+        ("127.0.1.[1-2]", "127.0.1.1"),
         ("a1,b[2-3]", "a1"),
         ("rack[3,5]-eth", "rack3-eth"),
         ("n-1.cluster,n-2.cluster", "n-1.cluster"),
