@@ -81,6 +81,9 @@ def _faults(record: Record) -> Iterator[str]:
             yield f"the outcome is {record.outcome} but no failure says why"
         if record.phases:
             yield f"the outcome is {record.outcome} but there are timings"
+    host_of = {rank: node.hostname for node in record.nodes for rank in node.ranks}
+    if record.placement and {one.rank: one.hostname for one in record.placement} != host_of:
+        yield "the placement has other ranks, or has them on other nodes, than the nodes say"
 
 
 def _faults_of_ok(record: Record, on_nodes: list[int]) -> Iterator[str]:

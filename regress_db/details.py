@@ -20,9 +20,11 @@ from regress_db.schema import (
     FAILURES,
     METRICS,
     NIGHTS,
+    NODES,
     PLATFORMS,
     RANK_VALUES,
     RUN_PHASES,
+    RUN_RANKS,
     RUN_VALUES,
     RUNS,
     SAMPLES,
@@ -64,8 +66,21 @@ class FailureDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class RankDetail:
+    """Where one rank ran: its node, the CPUs it could use and their NUMA nodes; None where not known."""
+
+    rank: int
+    node: str
+    cpus: str | None
+    numa: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunDetail:
-    """Everything about one run but its samples. ranks_on: host name to ranks. environment: as in the record."""
+    """Everything about one run but its samples. ranks_on: host name to ranks. environment: as in the record.
+
+    launcher, attempt, scheduler_job: as in the record; None where it does not say. ranks: where each rank ran.
+    """
 
     run_id: str
     case: str
@@ -85,6 +100,10 @@ class RunDetail:
     environment_digest: str
     environment: dict[str, dict[str, str]]
     phases: tuple[PhaseDetail, ...]
+    launcher: str | None
+    attempt: int | None
+    scheduler_job: str | None
+    ranks: tuple[RankDetail, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +185,21 @@ def load_detail(connection: Connection, number: int) -> RunDetail:
         environment_digest=row.environment,
         environment=row.content,
         phases=_phases(connection, number),
+        launcher=row.launcher,
+        attempt=row.attempt,
+        scheduler_job=row.scheduler_job,
+        ranks=_ranks(connection, number),
     )
+
+
+def _ranks(connection: Connection, number: int) -> tuple[RankDetail, ...]:
+    rows = connection.execute(
+        select(RUN_RANKS.c.rank, NODES.c.hostname, RUN_RANKS.c.cpus, RUN_RANKS.c.numa)
+        .join(NODES, NODES.c.id == RUN_RANKS.c.node_id)
+        .where(RUN_RANKS.c.run == number)
+        .order_by(RUN_RANKS.c.rank)
+    )
+    return tuple(RankDetail(*row) for row in rows)
 
 
 def _phases(connection: Connection, number: int) -> tuple[PhaseDetail, ...]:

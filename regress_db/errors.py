@@ -17,6 +17,10 @@ class BaselineError(EpwatchError):
     """A baseline that cannot be set or retired as asked."""
 
 
+class ScheduleError(EpwatchError):
+    """A schedule of nights that cannot be set, retired or followed as asked."""
+
+
 class FilterError(EpwatchError):
     """A filter, a time or another part of a question that cannot be understood: what it is, and what would be."""
 

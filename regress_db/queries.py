@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from sqlalchemy import Connection, func, select
 
@@ -36,6 +36,7 @@ from regress_db.selection import EVERYTHING, Selection
 DEFAULT_METRIC = "latency_us"
 _DIGEST_SHOWN = 12
 _ROWS_AT_ONCE = 10_000
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,16 @@ class RunLine:
     failure: str
 
 
+NightState = Literal["running", "done", "did not happen"]
+
+
 @dataclass(frozen=True, slots=True)
 class NightLine:
-    """One night in a list. missing: planned runs without a record; judged_at: None where it was not judged."""
+    """One night in a list. missing: planned runs without a record; judged_at: None where it was not judged.
+
+    state: `running` (opened and not finished), `done`, or `did not happen`; then night is "" and expected_at is when it
+    was to begin.
+    """
 
     night: str
     plan: str
@@ -86,6 +94,8 @@ class NightLine:
     ok: int
     not_ok: int
     missing: int
+    state: NightState = "done"
+    expected_at: datetime | None = None
 
 
 def trend(
@@ -192,9 +202,10 @@ def runs(history: History, selection: Selection = EVERYTHING) -> list[RunLine]:
     ]
 
 
-def nights(history: History, limit: int | None = None) -> list[NightLine]:
-    """The nights, newest first."""
+def nights(history: History, limit: int | None = None, *, now: datetime | None = None) -> list[NightLine]:
+    """The nights, newest first. With `now`, those among them that were to happen by then and did not."""
     with history.read() as connection:
+        absent = [] if now is None else _absent(connection, now)
         rows = connection.execute(select(*NIGHTS.c).order_by(*lookup.NEWEST_NIGHT_FIRST).limit(limit)).all()
         shown = [row.id for row in rows]
         outcomes: dict[int, dict[str, int]] = defaultdict(dict)
@@ -228,9 +239,21 @@ def nights(history: History, limit: int | None = None) -> list[NightLine]:
                 ok=of_night.get("ok", 0),
                 not_ok=sum(of_night.values()) - of_night.get("ok", 0),
                 missing=count - there,
+                state="running" if row.started_at is not None and row.finished_at is None else "done",
             )
         )
-    return lines
+    if absent:
+        lines = sorted([*lines, *absent], key=lambda line: line.started_at or line.expected_at or _NEVER, reverse=True)
+    return lines[:limit]
+
+
+def _absent(connection: Connection, now: datetime) -> list[NightLine]:
+    from regress_db.schedules import load_absent
+
+    return [
+        NightLine("", one.plan, None, None, None, 0, 0, 0, 0, "did not happen", one.expected_at)
+        for one in load_absent(connection, now)
+    ]
 
 
 def _in_order(series: tuple[str, str, Phase]) -> tuple[str, str, int]:

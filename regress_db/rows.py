@@ -91,6 +91,9 @@ def run_row(record: Record, digest: str, numbers: Numbers) -> Row:
         "conditions": record.conditions,
         "notes": record.notes,
         "digest": digest,
+        "launcher": record.launcher or None,
+        "attempt": record.attempt if record.schema_version > 1 else None,
+        "scheduler_job": record.scheduler_job or None,
     }
 
 
@@ -107,10 +110,12 @@ def hanging_rows(record: Record, run: int, numbers: Numbers) -> Iterator[tuple[T
         ],
     )
     of_nodes = numbers[NODES]
+    placed = {one.rank: one for one in record.placement}
     yield (
         RUN_RANKS,
         [
             {"run": run, "rank": rank, "node_id": of_nodes[node.hostname,]}
+            | {name: getattr(placed.get(rank), name, "") or None for name in ("cpus", "numa")}
             for node in record.nodes
             for rank in node.ranks
         ],

@@ -179,9 +179,15 @@ RUNS = Table(
     Column("conditions", JSON, nullable=False),
     Column("notes", JSON, nullable=False),
     Column("digest", String(64), nullable=False),
+    Column("launcher", String),
+    Column("attempt", Integer),
+    Column("scheduler_job", String),
     Index("ix_runs_case_platform_started", "case_id", "platform_id", "started_at"),
 )
-"""A run: one case measured once by one job. `digest` is of the whole record, to tell a repeat from a clash."""
+"""A run: one case measured once by one job. `digest` is of the whole record, to tell a repeat from a clash.
+
+launcher, attempt, scheduler_job: as in the record; NULL where it does not say.
+"""
 
 FAILURES = Table(
     "failures",
@@ -214,9 +220,11 @@ RUN_RANKS = Table(
     Column("run", ForeignKey("runs.id"), primary_key=True),
     Column("rank", Integer, primary_key=True),
     Column("node_id", ForeignKey("nodes.id"), nullable=False, index=True),
+    Column("cpus", String),
+    Column("numa", String),
     sqlite_with_rowid=False,
 )
-"""Which machine each rank of a run was on."""
+"""Which machine each rank of a run was on, on which CPUs ("0-3,8") and NUMA nodes ("0-1"); NULL where not known."""
 
 RUN_PHASES = Table(
     "run_phases",
@@ -260,6 +268,22 @@ SAMPLES = Table(
     Column("packed", LargeBinary, nullable=False),
 )
 """All samples of one phase of one run, as `regress_db.samples` packs them."""
+
+SCHEDULES = Table(
+    "schedules",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("plan", String, nullable=False),
+    Column("at", String, nullable=False),
+    Column("zone", String, nullable=False),
+    Column("set_by", String, nullable=False),
+    Column("set_at", UtcDateTime, nullable=False),
+    Column("retired_by", String),
+    Column("retired_at", UtcDateTime),
+    Index("uq_schedules_live_plan", "plan", unique=True, sqlite_where=text("retired_at IS NULL")),
+)
+"""When a plan is to have its nights: at "02:00" in a zone (IANA; "": the local one). Never edited, only retired and set
+anew; one lives for each plan. The index is partial on PostgreSQL too, as for baselines."""
 
 BASELINES = Table(
     "baselines",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from jobs.tables import Column, Format, as_json, change, figure, number, print_t
 
 if TYPE_CHECKING:
     from regress_db.aggregation import TrendGroup
+    from regress_db.details import RankDetail
     from regress_db.environments import Difference
     from regress_db.queries import NightLine, RunLine, TrendPoint
     from regress_db.selection import Selection
@@ -141,11 +143,11 @@ def runs(selection: Selection, limit: int, db: str | None, form: Format) -> None
 @history_option
 @format_options
 def nights(limit: int, db: str | None, form: Format) -> None:
-    """List nights, newest first: what was planned, what came of it, what is missing."""
+    """List nights, newest first: what was planned, what came of it, what is missing, and which did not happen."""
     from regress_db.queries import nights as ask
 
     with open_history(db) as history:
-        lines = ask(history, limit)
+        lines = ask(history, limit, now=datetime.now(UTC))
     columns: list[Column[NightLine]] = [
         Column("night", lambda row: row.night, "night"),
         Column("plan", lambda row: row.plan, "plan"),
@@ -156,8 +158,15 @@ def nights(limit: int, db: str | None, form: Format) -> None:
         Column("ok", lambda row: row.ok, "ok", right=True),
         Column("not_ok", lambda row: row.not_ok, "not ok", right=True),
         Column("missing", lambda row: row.missing, "missing", right=True),
+        Column("state", lambda row: row.state, "state", lambda row: _state(row)),
+        Column("expected_at", lambda row: to_the_second(row.expected_at)),
     ]
     show(lines, columns, form, empty="there is no night yet")
+
+
+def _state(row: NightLine) -> str:
+    """A night's state; of one that did not happen, when it was to."""
+    return row.state if row.expected_at is None else f"{row.state}, expected {row.expected_at:%Y-%m-%d %H:%M} UTC"
 
 
 def _metric_columns() -> list[Column[tuple[str, str, float]]]:
@@ -194,6 +203,9 @@ def show_(run: str, db: str | None, form: Format) -> None:
         "night": f"{found.night}, repeat {found.repeat}" if found.night else None,
         "time": f"{found.started_at:%Y-%m-%dT%H:%M:%SZ} to {found.ended_at:%Y-%m-%dT%H:%M:%SZ}",
         "hosts": ", ".join(f"{host} (ranks {', '.join(map(str, ranks))})" for host, ranks in found.ranks_on.items()),
+        "launched by": found.launcher,
+        "job": found.scheduler_job,
+        "attempt": None if found.attempt is None else str(found.attempt),
         "protocol": f"{found.warmup} warm-up, {found.iters} timed iterations",
         "outcome": found.outcome,
         "notes": "; ".join(found.notes) or None,
@@ -208,11 +220,24 @@ def show_(run: str, db: str | None, form: Format) -> None:
     for name, fact in facts.items():
         if fact is not None:
             say(f"{name:<{widest}}  {fact}")
+    if any(one.cpus for one in found.ranks):
+        say()
+        print_table(found.ranks, _rank_columns())
     if values:
         say()
         print_table(values, _metric_columns())
     if found.failure is not None and found.failure.log_tail:
         say(f"\nthe end of the log:\n{found.failure.log_tail}")
+
+
+def _rank_columns() -> list[Column[RankDetail]]:
+    """Where each rank ran."""
+    return [
+        Column("rank", lambda row: row.rank, "rank", right=True),
+        Column("node", lambda row: row.node, "node"),
+        Column("cpus", lambda row: row.cpus, "CPUs"),
+        Column("numa", lambda row: row.numa, "NUMA nodes"),
+    ]
 
 
 def _check(passed: bool, rows: int, detail: str) -> str:

@@ -3,8 +3,9 @@
 import csv
 import io
 import json
+import shutil
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars
@@ -20,6 +21,7 @@ from jobs.tables import Column, print_table
 from regress_db.history import History
 from regress_db.ingest import collect
 from regress_db.nights import open_night
+from regress_db.schedules import set_schedule
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,33 @@ def test_wherever_rows_are_shown_they_go_to_parquet_too(place, tmp_path, command
     done = epwatch(*command, *where, "--parquet", file, cwd=place)
     assert (done.returncode, done.stdout) == (0, "")
     assert polars.read_parquet(file).width > 1
+
+
+def test_a_run_is_shown_with_where_each_of_its_ranks_was(place):
+    shown = ask(place, "show", "latest")
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["launched", "by", "torchrun"] in lines
+    assert ["attempt", "1"] in lines
+    table = lines.index(["rank", "node", "CPUs", "NUMA", "nodes"])
+    assert lines[table + 2 : table + 4] == [["0", "node-1", "0", "0"], ["1", "node-1", "1", "0"]]
+    ranks = json.loads(ask(place, "show", "latest", "--json"))["ranks"]
+    assert ranks == [{"rank": rank, "node": "node-1", "cpus": str(rank), "numa": "0"} for rank in range(2)]
+
+
+def test_nights_are_listed_with_those_that_did_not_happen(place, tmp_path):
+    file = tmp_path / "history.db"
+    shutil.copy(place / "history.db", file)
+    two_days_ago = datetime.now(UTC) - timedelta(days=2, hours=3)
+    with History.open(file) as history:
+        set_schedule(history, "plan", f"{two_days_ago:%H:%M}", "UTC", "ann", when=two_days_ago - timedelta(hours=1))
+    asked = ("nights", "--db", file)
+    found = json.loads(epwatch(*asked, "--json", cwd=tmp_path).stdout)
+    assert [row["state"] for row in found] == ["did not happen"] * 3 + ["running"] * 3
+    expected = [f"{two_days_ago + timedelta(days=day):%Y-%m-%dT%H:%M:00Z}" for day in (2, 1, 0)]
+    assert [row["expected_at"] for row in found] == [*expected, None, None, None]
+    assert [(row["night"], row["started_at"]) for row in found[:3]] == [("", None)] * 3
+    table = epwatch(*asked, cwd=tmp_path).stdout
+    assert f"did not happen, expected {two_days_ago:%Y-%m-%d %H:%M} UTC" in table
 
 
 def test_two_nights_two_commits_and_two_runs_can_be_compared(place):

@@ -15,6 +15,7 @@ from harness.record import (
     Node,
     PhaseResult,
     Platform,
+    RankPlacement,
     Record,
     Stats,
     Traffic,
@@ -117,6 +118,8 @@ def ok_record(
         repeat=repeat,
         conditions={"load_1m_before": 0.5},
         notes=["a note"],
+        placement=[RankPlacement(rank=rank, hostname=hostname, cpus=str(rank), numa="0") for rank in range(case.ranks)],
+        launcher="torchrun",
     )
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from harness.case import Case
 from regress_db.errors import HistoryError
 from regress_db.history import History
 from regress_db.ingest import collect
-from regress_db.schema import RUN_VALUES, RUNS, SAMPLES
+from regress_db.schema import RUN_RANKS, RUN_VALUES, RUNS, SAMPLES
 from regress_db.upkeep_verify import verify
 
 POISON = {
@@ -63,6 +64,24 @@ def test_the_same_record_again_changes_nothing(history, spool):
     done = collect(history, spool)
     assert (done.accepted, done.already, done.quarantined) == ([], [record.run_id] * 2, [])
     assert count(history) == 1
+
+
+FIRST = Path(__file__).parents[1] / "harness" / "data" / "record_1.json"
+
+
+def test_a_record_of_version_1_enters_and_is_known_by_the_digest_that_it_always_had(history, spool):
+    for _ in range(2):
+        spool.mkdir(exist_ok=True)
+        (spool / "old.json").write_bytes(FIRST.read_bytes())
+        done = collect(history, spool)
+        assert done.quarantined == []
+    assert len(done.already) == 1
+    with history.read() as connection:
+        (row,) = connection.execute(select(*RUNS.c)).all()
+        ranks = connection.execute(select(RUN_RANKS.c.rank, RUN_RANKS.c.cpus, RUN_RANKS.c.numa)).all()
+    assert row.digest == "1e4f2eecaa76af1d263453782220f90b13a3fbc733032758caaf8e956df30bbf"
+    assert (row.launcher, row.attempt, row.scheduler_job) == (None, None, None)
+    assert sorted(ranks) == [(0, None, None), (1, None, None)]
 
 
 def test_two_files_of_one_run_in_one_spool_count_once(history, spool):
@@ -164,6 +183,8 @@ def contradictions():
         "there is a failure": replace(ok, failure=failed_record().failure),
         "the case cannot be": replace(ok, case=replace(CASE, topk=9)),
         "the nodes hold ranks": replace(ok, nodes=[replace(ok.nodes[0], ranks=[0])]),
+        "the placement has other ranks": replace(ok, placement=ok.placement[:1]),
+        "than the nodes say": replace(ok, placement=[replace(one, hostname="node-2") for one in ok.placement]),
         "stands on two nodes": replace(ok, nodes=[ok.nodes[0], ok.nodes[0]]),
         "not 32 hex digits": replace(ok, run_id="../../etc/passwd"),
         "started_at": replace(ok, started_at="yesterday"),

@@ -134,7 +134,7 @@ def test_down_and_up_again_loses_nothing_of_the_older_schema(released, revision)
             with history.read() as connection:
                 older = content(connection)
                 assert tables(connection) == sorted([*older, "alembic_version"])
-                assert not inspect(connection).get_view_names()
+                assert set(inspect(connection).get_view_names()) == (set(VIEWS) if revision > "0001" else set())
             for name, rows in older.items():
                 assert len(rows) == len(newest[name]), name
                 for row, more in zip(map(json.loads, rows), map(json.loads, newest[name]), strict=True):

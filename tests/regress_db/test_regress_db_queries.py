@@ -292,6 +292,12 @@ def any_record(draw) -> Record:
         environment=msgspec.structs.replace(environment(), variables=draw(strings), topology=draw(strings)),
         conditions=draw(st.dictionaries(text, numbers, max_size=2)),
         notes=draw(st.lists(text, max_size=3)),
+        placement=[msgspec.structs.replace(one, cpus=draw(text), numa=draw(text)) for one in record.placement]
+        if draw(st.booleans())
+        else [],
+        launcher=draw(text),
+        attempt=draw(st.integers(1, 100)),
+        scheduler_job=draw(text),
         repeat=draw(st.integers(0, 100)),
     )
 
@@ -310,6 +316,15 @@ def test_whatever_a_record_says_the_history_says_too(made):
             assert found.environment_digest == record.environment.digest
             assert list(found.notes) == record.notes
             assert found.conditions == record.conditions
+            placed = {one.rank: one for one in record.placement}
+            assert [(one.rank, one.node) for one in found.ranks] == [
+                (rank, record.nodes[0].hostname) for rank in range(record.case.ranks)
+            ]
+            for one in found.ranks:
+                there = placed.get(one.rank)
+                assert (one.cpus, one.numa) == ((there.cpus or None, there.numa or None) if there else (None, None))
+            assert (found.launcher or "", found.attempt) == (record.launcher, record.attempt)
+            assert (found.scheduler_job or "") == record.scheduler_job
             assert found.ranks_on == {record.nodes[0].hostname: tuple(range(record.case.ranks))}
             assert {one.phase: one.values for one in found.phases} == {
                 one.phase: metrics_of(one) for one in record.phases

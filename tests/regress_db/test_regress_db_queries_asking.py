@@ -114,7 +114,9 @@ def test_weeks_are_iso_weeks(fortnight):
 
 def test_a_run_on_two_nodes_counts_at_each(fortnight, spool):
     nodes = [Node(hostname="left", ranks=[0]), Node(hostname="right", ranks=[1])]
-    records.write(msgspec.structs.replace(ok_record(started=START + timedelta(days=30)), nodes=nodes), spool)
+    records.write(
+        msgspec.structs.replace(ok_record(started=START + timedelta(days=30)), nodes=nodes, placement=[]), spool
+    )
     collect(fortnight, spool)
     groups = trend_by(fortnight, "node", Selection.of("mode=ll"), phase="dispatch", aggregate="count")
     assert {group.group: group.value for group in groups} == {

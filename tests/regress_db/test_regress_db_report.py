@@ -17,6 +17,7 @@ from regress_db.ingest import collect
 from regress_db.nights import close_night, open_night
 from regress_db.nightverdict import WORST_FIRST
 from regress_db.report import SIGNS, write_report
+from regress_db.schedules import set_schedule
 from regress_db.verdicts import Rules, judge_night
 
 EVIL = "<script>alert('x')</script>"
@@ -112,6 +113,18 @@ def test_a_regression_and_what_changed_with_it_are_on_the_page(two_nights, spool
     assert re.search(r"versions\.torch\s*2\.13\.0\s*2\.14\.0", page.text)
     assert page.tags.count("svg") == 2 * 3
     assert "The last 3 nights" in page.text
+
+
+def test_nights_that_did_not_happen_before_this_one_are_told(two_nights, spool, tmp_path):
+    set_schedule(two_nights, "nightly", "02:00", "UTC", "ada", when=START - timedelta(days=1))
+    measure(two_nights, spool, "third", 4, lambda **fields: ok_record(**fields))
+    measure(two_nights, spool, "fourth", 5, lambda **fields: ok_record(**fields))
+    for night in ("third", "fourth"):
+        judge_night(two_nights, night, baseline="main", rules=Rules(floor=0.1))
+    told = page_of(two_nights, "third", tmp_path).text
+    first, second = (f"The night of 2026-10-0{day} 02:00 UTC did not happen." for day in (3, 4))
+    assert 0 < told.index(first) < told.index(second)
+    assert "did not happen" not in page_of(two_nights, "fourth", tmp_path).text
 
 
 def test_what_did_not_run_is_there_with_its_log(two_nights, spool, tmp_path):
