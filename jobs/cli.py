@@ -51,6 +51,7 @@ COMMANDS: dict[str, _Entry] = {
     "report": _Entry("history", "report", "Write the HTML report of a night."),
     "collect": _Entry("collect", "collect", "Bring records home, and go on with a night that was left."),
     "history": _Entry("upkeep", "history", "Copy, verify, prune and back up the history."),
+    "slurm": _Entry("slurm", "slurm", "Run a real Slurm of your own in a folder."),
     "backends": _Entry("listing", "backends", "List the backends and whether they can be used here."),
     "suites": _Entry("listing", "suites", "List the built-in suites."),
     "cases": _Entry("listing", "cases", "List the cases of built-in suites, by key."),

@@ -35,6 +35,10 @@ _POLL_S = 0.05
 _LOG = "supervisor.log"
 
 
+class NotUpError(SlurmError):
+    """No Slurm is up in a folder."""
+
+
 class PrivateSlurm:
     """A Slurm of one's own in a folder.
 
@@ -48,7 +52,7 @@ class PrivateSlurm:
     def __init__(self, settings: SlurmSettings | None = None, folder: Path | None = None) -> None:
         self.settings = settings or SlurmSettings()
         self._temporary = folder is None
-        self.folder = Path(tempfile.mkdtemp(prefix="ep-slurm-", dir="/tmp")) if folder is None else folder.absolute()
+        self.folder = Path(tempfile.mkdtemp(prefix="ep-slurm-", dir="/tmp")) if folder is None else folder.resolve()
         self._guard: subprocess.Popen[bytes] | None = None
         self._started: EngineStatus | None = None
 
@@ -82,17 +86,26 @@ class PrivateSlurm:
         return self
 
     def stop(self) -> None:
-        """End every process of it and return when none is left. Raises `SlurmError` when one will not go."""
-        try:
-            guard_pid = self.status().guard_pid
-            with contextlib.suppress(ProcessLookupError), _ended(guard_pid) as ended:
-                self._ask(Request(do="down"))
-                if not select.select([ended], [], [], _END_S)[0]:
-                    raise SlurmError(f"the Slurm in {self.folder} has not ended after {_END_S:g} s: see {self._log}")
-        finally:
-            if self._guard is not None:
-                _end(self._guard)
-                self._guard = None
+        """End every process of it and return when none is left.
+
+        Raises `SlurmError` when one will not go, and when it is not up, unless it was started here and died since.
+        """
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            _end(guard)
+            end_leftovers(self.folder)
+            if self._temporary:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        with contextlib.suppress(ProcessLookupError), _ended(self.status().guard_pid) as ended:
+            self._ask(Request(do="down"))
+            if not select.select([ended], [], [], _END_S)[0]:
+                raise SlurmError(f"the Slurm in {self.folder} has not ended after {_END_S:g} s: see {self._log}")
+
+    def wait(self) -> None:
+        """Return when it has ended, which somebody else saw to."""
+        with contextlib.suppress(ProcessLookupError), _ended(self._known.guard_pid) as ended:
+            select.select([ended], [], [])
 
     def status(self) -> EngineStatus:
         """Its daemons, as they are now. Raises `SlurmError` when it is not up."""
@@ -229,7 +242,7 @@ class PrivateSlurm:
         except OSError:
             line = b""
         if not line:
-            raise SlurmError(f"no Slurm is up in {self.folder}: `epwatch slurm up` starts one")
+            raise NotUpError(f"no Slurm is up in {self.folder}: `epwatch slurm up` starts one")
         answer = msgspec.json.decode(line, type=Answer)
         if answer.error is not None or answer.status is None:
             raise SlurmError(answer.error or f"the supervisor of the Slurm in {self.folder} said nothing")
@@ -254,7 +267,7 @@ def make_folder(folder: Path) -> None:
 
 def end_leftovers(folder: Path) -> int:
     """Kill what is left of a Slurm whose supervisor and guard were both killed. Returns how many processes it was."""
-    places = Places(folder)
+    places = Places(folder := folder.resolve())
 
     def find() -> list[int]:
         return processes.of_folder(folder, places.slurm_conf)

@@ -62,10 +62,10 @@ class Places:
         self.state = folder / "state"
         self.devices = folder / "dev"
 
-    def made(self) -> list[Path]:
-        """What a Slurm has made in its folder, and the next one must not find."""
-        patterns = ("*.conf", "*.sock", "*.sock.lock", "*.pid", "munge.*", "127.0.1.*", "log", "state", "dev", "db")
-        return [path for pattern in patterns for path in self.folder.glob(pattern)]
+    def made(self) -> set[Path]:
+        """What a Slurm has made in its folder besides its logs, and the next one must not find."""
+        patterns = ("*.conf", "*.sock", "*.pid", "munge.*", "127.0.1.*", "state", "dev", "db")
+        return {path for pattern in patterns for path in self.folder.glob(pattern)}
 
     def spool(self, node: str) -> Path:
         """A node's own folder; the sockets of its job steps lie there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import time
@@ -21,7 +22,11 @@ from jobs.private_slurm.settings import SlurmError
 
 _POLL_S = 0.02
 _TAIL_BYTES = 8000
-_LONGEST_WORDS = 400
+_TELLING_LINES = 3
+_LONGEST_WORDS = 500
+_TELLING = re.compile("fatal|error", re.IGNORECASE)
+_EVERYDAY = re.compile("pmix|context for mpi|more than once|gathered, but not stored|NOTE:", re.IGNORECASE)
+"""What Slurm's daemons call errors at every start here."""
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,15 +64,18 @@ class Daemons:
             raise SlurmError(f"cannot start {name}: {error}") from None
 
     def wait_until(self, ready: Callable[[], bool], what: str, names: Collection[str], deadline_s: float) -> None:
-        """Wait until `ready`. Raises `SlurmError` with their last words when one of `names` ends or time is over."""
+        """Wait until `ready`. Raises `SlurmError` with their last words when one of `names` ends or time is over.
+
+        what: what `ready` says, in the past tense.
+        """
         give_up = time.monotonic() + deadline_s
         while not ready():
             for name in names:
                 if not self.is_up(name):
                     raise SlurmError(f"{name} {self.status(name).ended} before {what}: {self.last_words(name)}")
             if time.monotonic() > give_up:
-                said = "; ".join(f"{name} says: {self.last_words(name)}" for name in list(names)[:1])
-                raise SlurmError(f"after {deadline_s:g} s it is not so that {what}; {said}")
+                said = ", ".join(f"{name}: {self.last_words(name)}" for name in names)
+                raise SlurmError(f"{deadline_s:g} s went by before {what}; last words of {said}")
             time.sleep(_POLL_S)
 
     def stop(self, name: str, number: signal.Signals, deadline_s: float) -> None:
@@ -106,12 +114,9 @@ class Daemons:
         return tuple(self.status(name) for name in self._children)
 
     def last_words(self, name: str) -> str:
-        """The line with which a daemon says what is wrong, else its last."""
+        """The last lines in which a daemon says what is wrong, else its last line."""
         out = self._logs / f"{name}.out"
         lines = [line.strip() for line in out.read_bytes()[-_TAIL_BYTES:].decode(errors="replace").splitlines()]
-        lines = [line for line in lines if line]
-        for telling in ("fatal", "error"):
-            for line in reversed(lines):
-                if telling in line.lower():
-                    return line[:_LONGEST_WORDS]
-        return lines[-1][:_LONGEST_WORDS] if lines else "(nothing)"
+        telling = [line for line in lines if _TELLING.search(line) and not _EVERYDAY.search(line)]
+        words = "; ".join(telling[-_TELLING_LINES:]) or next(filter(None, reversed(lines)), "(nothing)")
+        return words[:_LONGEST_WORDS]

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -37,7 +38,7 @@ _COMMAND_S = 15.0
 _JOBS_END_S = 6.0
 _POLL_S = 0.1
 _JOB_IDS = 60_000_000
-_ATTEMPTS = 3
+_ATTEMPTS = 2
 _PORT_TAKEN = "address already in use"
 _KEPT_VARIABLES = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "USER")
 
@@ -95,14 +96,14 @@ class Engine:
             self._start_slurmd(node)
         self._daemons.wait_until(
             lambda: set(self._ask("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"},
-            "all nodes are idle",
+            "all nodes were idle",
             ["slurmctld", *map(_slurmd, nodes)],
             START_S,
         )
         if self._settings.accounting:
             self._daemons.wait_until(
                 lambda: CLUSTER_NAME in self._ask("sacctmgr", "-n", "-P", "show", "cluster", "format=cluster").split(),
-                "accounting answers",
+                "accounting answered",
                 ["slurmdbd", "slurmctld"],
                 START_S,
             )
@@ -146,7 +147,7 @@ class Engine:
         self._check_down(_slurmd(node))
         self._start_slurmd(node)
         port = self._ports.nodes[self._node_names().index(node)]
-        self._daemons.wait_until(lambda: _listens(node, port), "it listens", [_slurmd(node)], START_S)
+        self._daemons.wait_until(lambda: _listens(node, port), "it listened", [_slurmd(node)], START_S)
 
     def stop_controller(self, hard: bool) -> None:
         """End slurmctld: orderly, or by SIGKILL."""
@@ -157,7 +158,7 @@ class Engine:
         self._check_down("slurmctld")
         self._daemons.start("slurmctld", ["slurmctld", "-D"])
         self._daemons.wait_until(
-            lambda: self._ask("scontrol", "ping").rstrip().endswith("UP"), "it answers", ["slurmctld"], START_S
+            lambda: self._ask("scontrol", "ping").rstrip().endswith("UP"), "it answered", ["slurmctld"], START_S
         )
 
     def stop_accounting(self) -> None:
@@ -173,11 +174,11 @@ class Engine:
         self._check_down("slurmdbd")
         self._daemons.start("slurmdbd", ["slurmdbd", "-D"], MYSQL_UNIX_PORT=str(self._places.database_socket))
         port = self._ports.accounting
-        self._daemons.wait_until(lambda: _listens("127.0.0.1", port), "it listens", ["slurmdbd", "mariadbd"], START_S)
+        self._daemons.wait_until(lambda: _listens("127.0.0.1", port), "it listened", ["slurmdbd", "mariadbd"], START_S)
 
     def end(self) -> None:
-        """End jobs, which get SIGTERM and a moment, then every process."""
-        if self._daemons.is_up("slurmctld"):
+        """End jobs, which get SIGTERM and a moment where all daemons are up to give it, then every process."""
+        if self._boot_s and all(daemon.up for daemon in self._daemons.statuses()):
             give_up = time.monotonic() + _JOBS_END_S
             self._ask("scancel", "--full", f"--user={machine.user_name()}")
             while self._ask("squeue", "-h", "-t", "running,completing") and time.monotonic() < give_up:
@@ -194,11 +195,7 @@ class Engine:
 
     def _describe(self) -> None:
         """Write the files, with new ports, key and job ids, in place of those of an earlier Slurm."""
-        for path in self._places.made():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        remove(self._places.made() | {self._places.logs})
         count = len(self._shape.nodes)
         controller, accounting, *nodes = machine.free_ports(2 + count)
         self._ports = Ports(controller=controller, accounting=accounting, nodes=tuple(nodes))
@@ -242,7 +239,7 @@ class Engine:
         options = [f"--{name}={path}" for name, path in files_of_munge.items()]
         self._daemons.start("munged", ["munged", "--foreground", "--force", "--num-threads=4", *options])
         socket_path = self._places.munge_socket
-        self._daemons.wait_until(lambda: _accepts(socket_path), "its socket answers", ["munged"], START_S)
+        self._daemons.wait_until(lambda: _accepts(socket_path), "its socket answered", ["munged"], START_S)
 
     def _start_database(self) -> None:
         """Start a database that only its socket, in our folder, leads to: it asks for no password."""
@@ -255,7 +252,7 @@ class Engine:
             *("--innodb-lock-wait-timeout=900", "--performance-schema=OFF"),
         ]
         self._daemons.start("mariadbd", [*command, *(["--user=root"] if os.geteuid() == 0 else [])])
-        self._daemons.wait_until(lambda: _accepts(socket_path), "its socket answers", ["mariadbd"], START_S)
+        self._daemons.wait_until(lambda: _accepts(socket_path), "its socket answered", ["mariadbd"], START_S)
 
     def _start_slurmd(self, node: str) -> None:
         self._daemons.start(_slurmd(node), ["slurmd", "-D", "-N", node], **{processes.NODE_MARK: node})
@@ -317,6 +314,15 @@ def _accepts(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files and folders, those that are there."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _write(path: Path, file: ConfigurationFile) -> None:

@@ -60,7 +60,7 @@ def descendants(ancestors: Collection[int]) -> list[int]:
 
 
 def of_folder(folder: Path, slurm_conf: Path) -> list[int]:
-    """Pids of what belongs to the Slurm in `folder`: its daemons and job steps by their mark, and the steps' tasks.
+    """Pids of what belongs to the Slurm in `folder`: daemons and job steps by their mark, tasks, all their children.
 
     A shell that merely has SLURM_CONF set is none of them.
     """
@@ -69,7 +69,8 @@ def of_folder(folder: Path, slurm_conf: Path) -> list[int]:
         is_task = "SLURMD_NODENAME" in variables and variables.get("SLURM_CONF") == str(slurm_conf)
         return variables.get(FOLDER_MARK) == str(folder) or is_task
 
-    return having(belongs)
+    found = having(belongs)
+    return list({*found, *descendants(found)} - {os.getpid()})
 
 
 def having(wanted: Callable[[dict[str, str]], bool]) -> list[int]:

@@ -30,11 +30,11 @@ import msgspec
 
 from jobs.private_slurm import processes
 from jobs.private_slurm.configuration import Places
-from jobs.private_slurm.engine import Engine, EngineStatus
+from jobs.private_slurm.engine import Engine, EngineStatus, remove
 from jobs.private_slurm.settings import SlurmError, SlurmSettings
 
 LEFTOVERS_S = 10.0
-_END_S = 30.0
+_END_S = 25.0
 _REQUEST_S = 2.0
 _LOOK_S = 0.5
 
@@ -123,8 +123,7 @@ def _lock(file: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise SlurmError(
-            f"another Slurm is up in {file.parent}, or still ends: `epwatch slurm down` with this "
-            "--folder ends it, or name another folder"
+            f"a Slurm is up already in {file.parent}: `epwatch slurm status` shows it, `epwatch slurm down` ends it"
         ) from None
     yield
 
@@ -159,9 +158,15 @@ def _end_everything(supervisor: int, places: Places, temporary: bool) -> None:
 
     for pid in processes.kill_all(left, LEFTOVERS_S):
         print(f"process {pid} cannot be killed", file=sys.stderr, flush=True)
-    places.control_socket.unlink(missing_ok=True)
+    _tidy(places, temporary)
+
+
+def _tidy(places: Places, temporary: bool) -> None:
+    """Remove what the Slurm made; its logs too, if the folder is to go."""
     if temporary:
         shutil.rmtree(places.folder, ignore_errors=True)
+    else:
+        remove(places.made())
 
 
 def _supervise(launch: Launch, places: Places, guard: int) -> NoReturn:
@@ -180,6 +185,8 @@ def _supervise(launch: Launch, places: Places, guard: int) -> NoReturn:
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             engine.end()
+            if os.getppid() != guard:
+                _tidy(places, launch.temporary)
     except SlurmError as error:
         _answer(Answer(error=str(error)))
     except _Told:
