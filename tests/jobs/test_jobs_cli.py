@@ -166,8 +166,15 @@ def test_a_plan_can_be_checked_in_three_forms(tmp_path):
     table = epwatch("plan", "check", plan, cwd=tmp_path).stdout
     assert [row["case"] for row in rows] == [run["case"] for run in document["runs"]]
     assert len(rows) == 40
-    assert all(row["case"] in table for row in rows)
+    assert [job["job"] for job in document["jobs"]] == sorted({row["job"] for row in rows}, key=_by_number)
+    assert all(job["job"] in table for job in document["jobs"])
+    listed = epwatch("plan", "check", plan, "--runs", cwd=tmp_path).stdout
+    assert all(row["case"] in listed for row in rows)
     assert list(tmp_path.iterdir()) == []
+
+
+def _by_number(job: str) -> int:
+    return int(job.removeprefix("repeat").partition("-")[0])
 
 
 def on_terminal(arguments: list[str], columns: int, cwd: Path) -> str:
@@ -197,7 +204,7 @@ def on_terminal(arguments: list[str], columns: int, cwd: Path) -> str:
 @pytest.mark.parametrize("columns", [200, 80, 30])
 def test_a_terminal_of_any_width_shows_every_character(columns, tmp_path):
     plan = str(Path(__file__).parents[2] / "examples" / "nightly-cpu.toml")
-    shown = on_terminal(["plan", "check", plan], columns, tmp_path)
+    shown = on_terminal(["plan", "check", "--runs", plan], columns, tmp_path)
     runs = json.loads(epwatch("plan", "check", plan, "--json", cwd=tmp_path).stdout)["runs"]
     assert "…" not in shown
     assert shown.count("repeat0-r2n1") == sum(run["job"] == "repeat0-r2n1" for run in runs)

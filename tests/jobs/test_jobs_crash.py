@@ -1,4 +1,4 @@
-"""What is left of a night when something is killed in the middle of it: every planned run is accounted for."""
+"""A night on this machine when something is killed in the middle of it: every planned run is accounted for, once."""
 
 import contextlib
 import json
@@ -24,6 +24,7 @@ kind = "local"
 repeats = 1
 warmup = 1
 iters = {iters}
+tries = {tries}
 deadline_s = 20.0
 job_deadline_s = 60.0
 [[cases]]
@@ -41,7 +42,7 @@ FOREVER = 10_000_000
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "plan.toml").write_text(PLAN.format(iters=FOREVER))
+    (tmp_path / "plan.toml").write_text(PLAN.format(iters=FOREVER, tries=1))
     return tmp_path
 
 
@@ -73,11 +74,11 @@ def night(place: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def steps(place: Path) -> str:
-    return "".join(path.read_text() for path in place.glob(".epwatch/jobs/*/*/logs/progress-rank0.jsonl"))
+    return "".join(path.read_text() for path in place.glob(".epwatch/jobs/*/*/attempt-*/logs/progress-rank0.jsonl"))
 
 
 def job_folder(place: Path) -> Path:
-    (spec,) = place.glob(".epwatch/jobs/*/*/job.json")
+    (spec,) = place.glob(".epwatch/jobs/*/*/attempt-*/job.json")
     return spec.parent
 
 
@@ -102,8 +103,8 @@ def test_a_job_killed_midway_leaves_failed_rows_and_exit_code_3(place):
         # Nobody but the jobs' own processes carries the mark; the ranks under them die with them.
         for pid in marked(str(job_folder(place))):
             os.kill(pid, signal.SIGKILL)
-        until(lambda: len(list(place.glob(".epwatch/jobs/*/*/job.json"))) == 2, "the second job")
-        second = max(place.glob(".epwatch/jobs/*/*/job.json")).parent
+        until(lambda: len(list(place.glob(".epwatch/jobs/*/*/attempt-1/job.json"))) == 2, "the second job")
+        second = max(place.glob(".epwatch/jobs/*/*/attempt-1/job.json")).parent
         until(lambda: marked(str(second)), "the second job's process")
         for pid in marked(str(second)):
             os.kill(pid, signal.SIGKILL)
@@ -163,20 +164,71 @@ def test_a_run_interrupted_leaves_with_130_and_no_ranks(place):
     until(lambda: not ranks_alive(place), "the ranks' end", limit_s=5)
 
 
-def test_a_submitter_killed_midway_loses_no_record_and_the_next_night_waits_its_turn(tmp_path):
-    (tmp_path / "plan.toml").write_text(PLAN.format(iters=20))
+def killed_in_its_first_job(place: Path) -> None:
+    """A night whose command was killed -9 while its first job ran."""
     with subprocess.Popen(
         [sys.executable, "-m", "jobs", "nightly", "plan.toml", *PLACES],
-        cwd=tmp_path,
+        cwd=place,
         env=clean_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        until(lambda: (tmp_path / ".epwatch/jobs/.measuring.lock").exists(), "the first job")
+        until(lambda: (place / ".epwatch/jobs/.measuring.lock").exists(), "the first job")
         process.kill()
-    after = epwatch("nightly", "plan.toml", *PLACES, cwd=tmp_path)
+
+
+def nights(place: Path) -> list[dict[str, object]]:
+    return json.loads(epwatch("nights", "--db", "history.db", "--json", cwd=place).stdout)
+
+
+def test_a_night_whose_command_was_killed_is_gone_on_with(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN.format(iters=20, tries=2))
+    killed_in_its_first_job(tmp_path)
+    left = json.loads(epwatch("nightly", "status", "plan.toml", "--spool", "spool", "--json", cwd=tmp_path).stdout)
+    assert (left["state"], left["total"]) == ("unfinished", 2)
+    after = epwatch("nightly", "plan.toml", *PLACES, cwd=tmp_path, timeout_s=120)
     assert after.returncode == 0, after.stderr
-    second, first = json.loads(epwatch("nights", "--db", "history.db", "--json", cwd=tmp_path).stdout)
+    assert f"going on with night {left['night']}" in after.stderr
+    (night,) = nights(tmp_path)
+    assert (night["ok"], night["missing"], night["finished_at"] is None) == (2, 0, False)
+    assert not list((tmp_path / "spool").glob("quarantine/*"))
+    done = epwatch("nightly", "status", "plan.toml", "--spool", "spool", cwd=tmp_path).stdout
+    assert "is finished: 2 of 2 runs done" in done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plan_has", "why"),
+    [
+        (["--new"], "", "a new night was asked for"),
+        ([], "# another\n", "the plan has changed since"),
+        ([], "resume_within_h = 0\n", "resume_within_h is 0"),
+    ],
+)
+def test_a_night_that_makes_no_sense_any_more_is_given_up_and_a_new_one_begun(tmp_path, arguments, plan_has, why):
+    plan = PLAN.format(iters=20, tries=2)
+    if "resume" in plan_has:
+        plan = plan.replace('name = "crash"\n', f'name = "crash"\n{plan_has}')
+    (tmp_path / "plan.toml").write_text(plan)
+    killed_in_its_first_job(tmp_path)
+    (tmp_path / "plan.toml").write_text(plan + (plan_has if "#" in plan_has else ""))
+    after = epwatch("nightly", "plan.toml", *PLACES, *arguments, cwd=tmp_path, timeout_s=120)
+    assert after.returncode == 0, after.stderr
+    assert f"is given up: {'' if 'resume' in plan_has else why}" in after.stderr
+    assert why in after.stderr
+    second, first = nights(tmp_path)
     assert (second["ok"], second["missing"]) == (2, 0)
-    # Its first job ended by itself and its record was ingested; the second was never submitted.
-    assert (first["ok"], first["missing"], first["finished_at"]) == (1, 1, None)
+    assert first["missing"] >= 1
+    assert first["finished_at"] is not None
+
+
+def test_a_night_can_be_cancelled_for_good(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN.format(iters=FOREVER, tries=2))
+    killed_in_its_first_job(tmp_path)
+    said = epwatch("nightly", "cancel", "plan.toml", "--db", "history.db", "--spool", "spool", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert "is cancelled" in said.stdout
+    until(lambda: not ranks_alive(tmp_path), "the ranks' end", limit_s=5)
+    (night,) = nights(tmp_path)
+    assert (night["missing"], night["finished_at"] is None) == (2, False)
+    again = epwatch("nightly", "cancel", "plan.toml", "--db", "history.db", "--spool", "spool", cwd=tmp_path)
+    assert "has no unfinished night" in sentence(again)

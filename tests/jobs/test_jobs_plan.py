@@ -92,7 +92,7 @@ def test_a_series_is_judged_against_its_own_past_unless_the_plan_names_something
         ("repeats = 3", "repeats = 0", ["measure.repeats", "at least 1"]),
         ("repeats = 3", "repeat = 3", ["measure.repeat", "no such field", "repeats"]),
         ("repeats = 3", "deadline_s = nan", ["measure.deadline_s"]),
-        ('kind = "local"', 'kind = "slurm"', ["cluster.kind", "slurm", "local"]),
+        ('kind = "local"', 'kind = "pbs"', ["cluster.kind", "pbs"]),
         ('name = "p"', 'name = "a b"', ["plan.name", "a b"]),
         ("tokens = 16", "tokens = []", ["cases[0].tokens", "empty"]),
         ("tokens = 16", "tokens = [16, 16]", ["cases[0].tokens", "twice"]),
