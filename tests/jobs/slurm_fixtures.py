@@ -69,6 +69,16 @@ def output_of(slurm, job):
     return path.read_text() if path.exists() else ""
 
 
+def submit_and_see(slurm, *options, tasks=1, seconds=1000):
+    """Submit a job that sleeps, and return its id once all its tasks run; the state RUNNING comes sooner."""
+    job = submit(slurm, *options, wrap=f"srun sh -c 'echo here; sleep {seconds}'")
+    give_up = time.monotonic() + 60
+    while output_of(slurm, job).count("here") < tasks:
+        assert time.monotonic() < give_up, f"job {job} is {job_state(slurm, job)} and printed {output_of(slurm, job)}"
+        time.sleep(POLL_S)
+    return job
+
+
 def job_state(slurm, job):
     """A job's state, as squeue has it: also of jobs that have ended."""
     return slurm.run("squeue", "-h", "-t", "all", "-o", "%T", "-j", job).strip()

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from slurm_fixtures import PREEMPTING, job_state, output_of, submit, wait_for_state
+from slurm_fixtures import PREEMPTING, job_state, submit, submit_and_see, wait_for_state
 
 from jobs.private_slurm import SlurmError
 
@@ -65,8 +65,7 @@ def test_a_job_of_higher_priority_preempts(own_slurm):
 
 def test_a_lost_node_ends_its_jobs(own_slurm):
     slurm = own_slurm()
-    lost = submit(slurm, "-N2", "--no-requeue")
-    wait_for_state(slurm, lost, "RUNNING")
+    lost = submit_and_see(slurm, "-N2", "--no-requeue", tasks=2)
     slurm.kill_node("127.0.1.2")
     assert wait_for_state(slurm, lost, "NODE_FAIL") == "NODE_FAIL"
     elsewhere = submit(slurm, "-N1", "--exclude=127.0.1.2", wrap="srun true")
@@ -76,11 +75,10 @@ def test_a_lost_node_ends_its_jobs(own_slurm):
     wait_for_state(slurm, submit(slurm, "-N2", wrap="srun true"), "COMPLETED")
 
 
-@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("hard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_jobs_live_through_the_controllers_restart(own_slurm, hard):
     slurm = own_slurm()
-    job = submit(slurm, wrap="srun sh -c 'echo here; sleep 12'")
-    until(lambda: output_of(slurm, job))
+    job = submit_and_see(slurm, seconds=12)
     # A controller that is killed before it has saved the job's start forgets it.
     time.sleep(6 if hard else 0)
     slurm.stop_controller(hard=hard)

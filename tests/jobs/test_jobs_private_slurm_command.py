@@ -8,12 +8,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 from epwatch_command import clean_environment, epwatch, sentence
-from slurm_fixtures import started_slurm
+from slurm_fixtures import started_slurm, submit_and_see
 
 from jobs.private_slurm import PrivateSlurm, SlurmError, SlurmSettings
 
@@ -96,13 +95,8 @@ def test_the_foreground_ends_when_another_command_ends_it(home):
 
 def test_down_ends_what_a_killed_supervisor_left(home):
     up = json.loads(succeeded(epwatch("slurm", "up", "--memory", "1000", "--json", cwd=home)))
-    environment = clean_environment(SLURM_CONF=up["slurm_conf"])
-    subprocess.run(["sbatch", "--wrap", "srun sleep 1000"], cwd=home, env=environment, check=True, capture_output=True)
     slurm = PrivateSlurm.attach(Path(up["folder"]))
-    give_up = time.monotonic() + 30
-    while "RUNNING" not in slurm.run("squeue", "-h", "-s") and "sleep" not in slurm.run("squeue", "-h", "-s"):
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
+    submit_and_see(slurm)
     status = slurm.status()
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in (status.supervisor_pid, status.guard_pid):

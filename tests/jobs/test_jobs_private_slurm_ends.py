@@ -100,6 +100,7 @@ def test_nothing_survives_its_guard(owner):
     assert_nothing_survives(said["folder"], job)
 
 
+@pytest.mark.slow
 def test_nothing_survives_a_stopped_supervisor(owner):
     """One that is stopped, not killed, cannot end anything itself."""
     _, said, _, job = owner
@@ -121,6 +122,7 @@ def test_what_survives_both_is_found_and_ended(own_slurm):
     assert carrying(str(slurm.folder), job.sign) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "daemon", ["munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd-127.0.1.1", "slurmd-127.0.1.2"]
 )
