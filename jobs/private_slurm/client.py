@@ -61,6 +61,7 @@ class PrivateSlurm:
         """The Slurm that is up in `folder`, whoever started it. Raises `SlurmError` when none is."""
         slurm = cls(folder=folder)
         slurm._started = slurm.status()
+        slurm.settings = slurm._started.settings
         return slurm
 
     def __enter__(self) -> PrivateSlurm:
@@ -131,11 +132,15 @@ class PrivateSlurm:
         return self._known.boot_s
 
     def run(self, *command: str, timeout_s: float = _COMMAND_S) -> str:
-        """Run a command on it and return what it printed. Raises `SlurmError` with its stderr when it fails."""
+        """Run a command where the controller is and return what it printed.
+
+        Raises `SlurmError` with its stderr when it fails.
+        """
         shown = " ".join(command)
+        enter = self.settings.controller.enter if self.settings.controller else ()
         try:
             done = subprocess.run(
-                command,
+                [*enter, *command],
                 env=os.environ | self.environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

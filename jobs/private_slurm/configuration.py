@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.private_slurm.settings import Node, Shape, SlurmError, SlurmSettings
+from jobs.private_slurm.settings import Host, Node, Shape, SlurmError, SlurmSettings
 
 CLUSTER_NAME = "private"
 _LONGEST_SOCKET_BYTES = 107
@@ -64,12 +64,12 @@ class Places:
 
     def made(self) -> set[Path]:
         """What a Slurm has made in its folder besides its logs, and the next one must not find."""
-        patterns = ("*.conf", "*.sock", "*.pid", "munge.*", "127.0.1.*", "state", "dev", "db")
+        patterns = ("*.conf", "*.sock", "*.pid", "munge.*", "n-*", "state", "dev", "db")
         return {path for pattern in patterns for path in self.folder.glob(pattern)}
 
     def spool(self, node: str) -> Path:
         """A node's own folder; the sockets of its job steps lie there."""
-        return self.folder / node
+        return self.folder / f"n-{node}"
 
     def log(self, daemon: str) -> Path:
         """What a daemon says."""
@@ -126,10 +126,11 @@ def _devices(places: Places, node: Node) -> list[Path]:
 def _slurm_conf(description: Description) -> str:
     places = Places(description.folder)
     settings = description.settings
+    controller = settings.controller or Host(name=description.host, address="127.0.0.1")
     least_memory_mb = min(node.memory_mb // node.cpus for node in description.shape.nodes)
     lines = [
         f"ClusterName={CLUSTER_NAME}",
-        f"SlurmctldHost={description.host}(127.0.0.1)",
+        f"SlurmctldHost={controller.name}({controller.address})",
         f"SlurmctldPort={description.ports.controller}",
         f"SlurmUser={description.user}",
         f"SlurmdUser={description.user}",
@@ -189,8 +190,9 @@ def _slurm_conf(description: Description) -> str:
         gres = f" Gres=gpu:{node.gpus}" if node.gpus else ""
         # A node's name is a loopback address: it resolves everywhere, so it does as a rendezvous address too.
         lines.append(
-            f"NodeName={node.name} NodeHostname={description.host} NodeAddr={node.name} Port={port} CPUs={node.cpus} "
-            f"Sockets=1 CoresPerSocket={node.cpus} ThreadsPerCore=1 RealMemory={node.memory_mb}{gres} State=UNKNOWN"
+            f"NodeName={node.name} NodeHostname={node.host.name if node.host else description.host} "
+            f"NodeAddr={node.address} Port={port} CPUs={node.cpus} Sockets=1 CoresPerSocket={node.cpus} "
+            f"ThreadsPerCore=1 RealMemory={node.memory_mb}{gres} State=UNKNOWN"
         )
     lines += settings.partitions or ["PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP"]
     return "\n".join([*lines, *settings.extra_conf]) + "\n"

@@ -113,6 +113,10 @@ class Daemons:
         """All daemons, in the order in which they were first started."""
         return tuple(self.status(name) for name in self._children)
 
+    def has_said(self, name: str, words: str) -> bool:
+        """Whether a daemon has printed these words since it was started."""
+        return words in (self._logs / f"{name}.out").read_text(errors="replace")
+
     def last_words(self, name: str) -> str:
         """The last lines in which a daemon says what is wrong, else its last line."""
         out = self._logs / f"{name}.out"

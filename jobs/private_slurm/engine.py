@@ -39,6 +39,7 @@ _JOBS_END_S = 6.0
 _POLL_S = 0.1
 _JOB_IDS = 60_000_000
 _ATTEMPTS = 2
+_SLURMD_IS_UP = "slurmd started on"
 _PORT_TAKEN = "address already in use"
 _KEPT_VARIABLES = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "USER")
 
@@ -50,7 +51,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     guard_pid: int
     supervisor_pid: int
     boot_s: float
-    accounting: bool
+    settings: SlurmSettings
     shape: Shape
     daemons: tuple[DaemonStatus, ...]
 
@@ -67,6 +68,7 @@ class Engine:
             "SLURM_CONF": str(self._places.slurm_conf),
             processes.FOLDER_MARK: str(folder),
         }
+        self._enter = settings.controller.enter if settings.controller else ()
         self._daemons = Daemons(self._places.logs, self._environment)
         self._boot_s = 0.0
 
@@ -115,7 +117,7 @@ class Engine:
             guard_pid=guard_pid,
             supervisor_pid=os.getpid(),
             boot_s=self._boot_s,
-            accounting=self._settings.accounting,
+            settings=self._settings,
             shape=self._shape,
             daemons=self._daemons.statuses(),
         )
@@ -146,8 +148,8 @@ class Engine:
         self._check_node(node)
         self._check_down(_slurmd(node))
         self._start_slurmd(node)
-        port = self._ports.nodes[self._node_names().index(node)]
-        self._daemons.wait_until(lambda: _listens(node, port), "it listened", [_slurmd(node)], START_S)
+        name = _slurmd(node)
+        self._daemons.wait_until(lambda: self._daemons.has_said(name, _SLURMD_IS_UP), "it listened", [name], START_S)
 
     def stop_controller(self, hard: bool) -> None:
         """End slurmctld: orderly, or by SIGKILL."""
@@ -156,7 +158,7 @@ class Engine:
     def start_controller(self) -> None:
         """Start slurmctld and return when it answers."""
         self._check_down("slurmctld")
-        self._daemons.start("slurmctld", ["slurmctld", "-D"])
+        self._daemons.start("slurmctld", [*self._enter, "slurmctld", "-D"])
         self._daemons.wait_until(
             lambda: self._ask("scontrol", "ping").rstrip().endswith("UP"), "it answered", ["slurmctld"], START_S
         )
@@ -255,7 +257,8 @@ class Engine:
         self._daemons.wait_until(lambda: _accepts(socket_path), "its socket answered", ["mariadbd"], START_S)
 
     def _start_slurmd(self, node: str) -> None:
-        self._daemons.start(_slurmd(node), ["slurmd", "-D", "-N", node], **{processes.NODE_MARK: node})
+        enter = next(one.enter for one in self._shape.nodes if one.name == node)
+        self._daemons.start(_slurmd(node), [*enter, "slurmd", "-D", "-N", node], **{processes.NODE_MARK: node})
 
     def _stop(self, name: str, hard: bool) -> None:
         if not self._daemons.is_up(name):
@@ -282,7 +285,12 @@ class Engine:
         """What a Slurm command prints; nothing where it fails or does not answer in time."""
         try:
             done = subprocess.run(
-                command, env=self._environment, capture_output=True, text=True, timeout=_COMMAND_S, check=False
+                [*self._enter, *command],
+                env=self._environment,
+                capture_output=True,
+                text=True,
+                timeout=_COMMAND_S,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return ""

@@ -50,7 +50,7 @@ def report(slurm: PrivateSlurm) -> SlurmReport:
         jobs = _asked(slurm, "squeue", "-h", "-a", "-r", "-t", "all", "-o", "%T")
     state_of = dict(line.split() for line in (states or "").splitlines())
     accounting = None
-    if status.accounting:
+    if status.settings.accounting:
         accounting = not down & {"slurmdbd", "mariadbd", "munged"} and (
             _asked(slurm, "sacctmgr", "-n", "-P", "show", "cluster", "format=cluster") is not None
         )

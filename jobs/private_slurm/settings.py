@@ -18,6 +18,17 @@ class SlurmError(EpwatchError):
     """A private Slurm that cannot be started, or that does not do what was asked of it."""
 
 
+class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A place with a name and an address of its own, such as a network namespace.
+
+    enter: the command that runs a program there, which it precedes and which it becomes.
+    """
+
+    name: str
+    address: str
+    enter: tuple[str, ...] = ()
+
+
 class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is asked for; what is None follows from the machine.
 
@@ -25,7 +36,8 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     database, so that `sacct` answers. bind_cpus: tasks are bound to their CPUs; None does it where no two nodes would
     crowd on the same CPUs while others are free. slurmd_timeout_s: after which silence a node is down.
     partitions: lines of slurm.conf that begin with PartitionName=, instead of the one partition `debug`; all nodes are
-    in a partition that says Nodes=ALL. extra_conf: more lines of slurm.conf, which win over ours.
+    in a partition that says Nodes=ALL. extra_conf: more lines of slurm.conf, which win over ours. hosts, controller:
+    where the nodes and slurmctld are, instead of under loopback addresses of this machine; as many hosts as nodes.
     """
 
     nodes: int = 1
@@ -37,6 +49,8 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     slurmd_timeout_s: int = 10
     partitions: tuple[str, ...] = ()
     extra_conf: tuple[str, ...] = ()
+    hosts: tuple[Host, ...] = ()
+    controller: Host | None = None
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,13 +62,27 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """One node. gpu_devices: the machine's; empty where the node has none or stand-ins. gpus: how many it has."""
+    """One node. gpu_devices: the machine's; empty where the node has none or stand-ins. gpus: how many it has.
+
+    host: where it is, if not on this machine like everything else; its name and address are the node's.
+    """
 
     name: str
     cpus: int
     memory_mb: int
     gpus: int
     gpu_devices: tuple[str, ...] = ()
+    host: Host | None = None
+
+    @property
+    def address(self) -> str:
+        """Where its slurmd listens."""
+        return self.host.address if self.host else self.name
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """What precedes a command that runs on it."""
+        return self.host.enter if self.host else ()
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,15 +121,18 @@ def shape_of(settings: SlurmSettings, machine: Machine) -> Shape:
             f"{settings.nodes} nodes of {gpus} GPUs need {settings.nodes * gpus}, and this machine has "
             f"{len(machine.gpu_devices)}: ask for fewer"
         )
+    if settings.hosts and len(settings.hosts) != settings.nodes:
+        raise SlurmError(f"{settings.nodes} nodes cannot be on {len(settings.hosts)} hosts: name one for each")
     crowded = settings.nodes > 1 and cpus < machine.cpus
     return Shape(
         nodes=tuple(
             Node(
-                name=f"127.0.1.{place + 1}",
+                name=settings.hosts[place].name if settings.hosts else f"127.0.1.{place + 1}",
                 cpus=cpus,
                 memory_mb=memory_mb,
                 gpus=gpus,
                 gpu_devices=machine.gpu_devices[place * gpus : (place + 1) * gpus],
+                host=settings.hosts[place] if settings.hosts else None,
             )
             for place in range(settings.nodes)
         ),

@@ -112,7 +112,7 @@ def test_down_ends_what_a_killed_supervisor_left(home):
         (["--nodes", "0"], "ask for 1 to 250"),
         (["--cpus", "0"], "a node cannot have cpus = 0"),
         (["--folder", "/proc/slurm"], "cannot make the folder /proc/slurm"),
-        (["--folder", "/tmp/" + "a" * 90], "with more than 67 the paths of Slurm's sockets get longer"),
+        (["--folder", "/tmp/" + "a" * 90], "with more than 65 the paths of Slurm's sockets get longer"),
         (["--folder", "/tmp/a b"], "has characters in its path"),
         (["--folder", "."], "holds other things than a Slurm"),
     ],
