@@ -209,9 +209,8 @@ def test_of_many_who_claim_at_once_one_has_it(tmp_path):
     target = tmp_path / "claim.json"
     claims = [Claim(by="job", at="t", host=str(number)) for number in range(32)]
     with ThreadPoolExecutor(16) as pool:
-        won = [
-            claim for claim, mine in zip(claims, pool.map(lambda c: private_files.save_once(c, target), claims)) if mine
-        ]
+        first = list(pool.map(lambda claim: private_files.save_once(claim, target), claims))
+    won = [claim for claim, mine in zip(claims, first, strict=True) if mine]
     assert [private_files.load(target, Claim)] == won
     assert [path.name for path in tmp_path.iterdir()] == ["claim.json"]
 
