@@ -268,7 +268,12 @@ class Night:
         try:
             cluster.submit(self.folder, requests)
         except SubmitError as error:
-            cluster.recover(self.folder, [one.attempt for one in requests if one.attempt.submitted is None])
+            lacking = [one.attempt for one in requests if one.attempt.submitted is None]
+            if error.passing:
+                cluster.recover(self.folder, lacking)
+            else:
+                # Slurm lists a job that it refuses, as one that failed: looked for, it would be taken for submitted.
+                cluster.cancel(lacking)
             self._refused(error)
         else:
             self._refused_since = None
