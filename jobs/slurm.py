@@ -11,7 +11,10 @@ Next to read: `jobs.rank_task`, which is what runs in a job.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,12 +109,16 @@ class SlurmCluster:
 
         from jobs.rank_task import run_task
 
+        for program in ("sbatch", "srun"):
+            if shutil.which(program) is None:
+                raise SubmitError(f"there is no {program} here: run epwatch where Slurm's commands are")
         asked = parameters(self._section, shape, name, self._limit_min)
         try:
             executor = submitit.SlurmExecutor(folder / "submitit", python=interpreter(self._section))
             executor.update_parameters(**asked)
             self.queue.commands += 1
-            with submitters_environment(self._section):
+            # submitit prints what sbatch says before it raises it.
+            with submitters_environment(self._section), contextlib.redirect_stderr(io.StringIO()):
                 return executor.map_array(
                     run_task, [str(attempt.folder) for attempt in attempts], [self._section.launcher] * len(attempts)
                 )
