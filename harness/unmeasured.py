@@ -10,9 +10,28 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from harness import environment, record
 from harness.job import JobSpec
 from harness.record import Environment, Failure, Outcome, PlannedRun, Platform, RankPlacement, Record
+
+_PLATFORM_FILE = "platform.json"
+
+
+def note_platform(log_folder: Path, platform: Platform) -> None:
+    """Leave in the job's log folder what its ranks run on, which only they can know together."""
+    partial = log_folder / f".{_PLATFORM_FILE}.partial"
+    partial.write_bytes(msgspec.json.encode(platform))
+    partial.replace(log_folder / _PLATFORM_FILE)
+
+
+def noted_platform(log_folder: Path) -> Platform | None:
+    """What the job's ranks ran on; None where they never met."""
+    try:
+        return msgspec.json.decode((log_folder / _PLATFORM_FILE).read_bytes(), type=Platform)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
 def write_unmeasured(

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from harness import job, progress, rank_end, record
 from harness.case import Device
+from harness.environment import platform
 from harness.errors import EpwatchError
 from harness.job import JobSpec
 from harness.processes import MARK, die_with_parent
+from harness.unmeasured import note_platform
 from harness.world import join, place
 
 
@@ -46,6 +48,10 @@ def _measure(spec: JobSpec, rank: int) -> None:
     device: Device = "cuda" if any(run.case.device == "cuda" for run in spec.runs) else "cpu"
     with join(spec.op_deadline_s, device=device) as world:
         from harness.measure import run_one
+
+        if rank == 0:
+            # For the records of runs that no rank lives to write.
+            note_platform(log_folder, platform(spec.cluster, device, world.nodes, world.cpus_per_node))
 
         # Each run collects garbage, outside of its clock; with torch's objects to go through that takes 80 ms a time.
         gc.collect()

@@ -24,7 +24,7 @@ from harness.diagnosis import Diagnosis
 from harness.environment import utc_now
 from harness.job import JobSpec
 from harness.record import Failure, Outcome, PlannedRun
-from harness.unmeasured import write_unmeasured
+from harness.unmeasured import noted_platform, write_unmeasured
 from jobs import private_files
 from jobs.cluster import Cluster, JobState, Request, SubmitError
 from jobs.night_folder import SETTLED_FILE, Attempt, Manifest, NightFolder, Settled
@@ -241,7 +241,7 @@ class Night:
             outcome,
             failure,
             hosts=claim.hosts if claim is not None and claim.hosts else None,
-            platform=claim.platform if claim is not None else None,
+            platform=noted_platform(attempt.logs) or (claim.platform if claim is not None else None),
             environment_there=claim.environment if claim is not None else None,
             scheduler_job=f"Slurm job {submitted.scheduler_id}" if submitted and claim and claim.scheduler_id else "",
         )

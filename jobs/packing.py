@@ -33,7 +33,7 @@ class PackedJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def world(self) -> Case:
-        """A case that has the job's world, as all its cases have."""
+        """A case that has the job's world and device, as all its cases have."""
         return self.runs[0].case
 
 
@@ -60,18 +60,18 @@ def pack(
     most_s: float = math.inf,
     expected_s: Callable[[Case], float] = lambda _: 0.0,
 ) -> list[PackedJob]:
-    """Jobs for each repeat of each world, in order of repeat, worlds in order of size.
+    """Jobs for each repeat of each world and device, in order of repeat, worlds in order of size.
 
     The order of runs within a repeat is shuffled, so that no case is always measured after the same other one; equal
     `seed` and equal runs (ids aside) give an equal order. most_s: what a job may take, by `expected_s` of its cases and
     `START_S`; a single case that takes longer has a job of its own. prefix: of the jobs' names.
     """
-    groups: dict[tuple[int, int, int], list[PlannedRun]] = {}
+    groups: dict[tuple[int, int, int, str], list[PlannedRun]] = {}
     for run in runs:
-        groups.setdefault((run.repeat, run.case.ranks, run.case.nodes), []).append(run)
+        groups.setdefault((run.repeat, run.case.ranks, run.case.nodes, run.case.device), []).append(run)
     jobs = []
-    for (repeat, ranks, nodes), members in sorted(groups.items(), key=lambda group: group[0]):
-        name = f"{prefix}repeat{repeat}-r{ranks}n{nodes}"
+    for (repeat, ranks, nodes, device), members in sorted(groups.items(), key=lambda group: group[0]):
+        name = f"{prefix}repeat{repeat}-r{ranks}n{nodes}{'' if device == 'cpu' else f'-{device}'}"
         random.Random(f"{seed}/{name}").shuffle(members)
         pieces = _pieces(members, most_s, expected_s)
         for number, piece in enumerate(pieces, start=1):
