@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -33,6 +34,16 @@ def adopt_orphans() -> None:
 def be_told_of_parents_end() -> None:
     """Have the kernel send SIGTERM to this process when its parent ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def child_ends() -> int:
+    """A descriptor that becomes readable when a child of this process has ended; drain it, then `reap`."""
+    told, tell = socket.socketpair()
+    told.setblocking(False)
+    tell.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(tell.detach(), warn_on_full_buffer=False)
+    return told.detach()
 
 
 def reap(mine: Collection[int] = ()) -> None:

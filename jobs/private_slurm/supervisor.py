@@ -36,7 +36,7 @@ from jobs.private_slurm.settings import SlurmError, SlurmSettings
 LEFTOVERS_S = 10.0
 _END_S = 25.0
 _REQUEST_S = 2.0
-_LOOK_S = 0.5
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,15 +63,15 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Told(BaseException):
-    """SIGTERM has come."""
+    """A signal to end has come."""
 
 
 def main() -> int:
     """Run the guard; called once, by `__main__`."""
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=Launch)
     places = Places(Path(launch.folder))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _be_told)
+    for number in _ENDING:
+        signal.signal(number, _be_told)
     processes.adopt_orphans()
     os.chdir("/")
     supervisor = 0
@@ -79,9 +79,12 @@ def main() -> int:
         with _owner(launch.owner_pid) as owner, _lock(places.lock):
             _end_leftovers(places)
             guard = os.getpid()
+            # Python forgets, in the child, a signal that comes as it forks: the kernel keeps it for us.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             supervisor = os.fork()
             if supervisor == 0:
                 _supervise(launch, places, guard)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             _answer_no_more()
             _watch(supervisor, owner)
             _end_everything(supervisor, places, launch.temporary)
@@ -93,8 +96,14 @@ def main() -> int:
 
 
 def _be_told(_: int, __: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _be_told_no_more()
     raise _Told
+
+
+def _be_told_no_more() -> None:
+    """What is ending is not disturbed."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -139,9 +148,11 @@ def _end_leftovers(places: Places) -> None:
 
 def _watch(supervisor: int, owner: int | None) -> None:
     """Return when the supervisor has ended, or the owner has; take orphans' exit statuses meanwhile."""
+    child_ends = processes.child_ends()
     ended = os.pidfd_open(supervisor)
-    watched = [ended] if owner is None else [ended, owner]
-    while not select.select(watched, [], [], _LOOK_S)[0]:
+    watched = [ended, child_ends] if owner is None else [ended, child_ends, owner]
+    while select.select(watched, [], [])[0] == [child_ends]:
+        _drain(child_ends)
         processes.reap([supervisor])
 
 
@@ -176,6 +187,7 @@ def _supervise(launch: Launch, places: Places, guard: int) -> NoReturn:
         processes.adopt_orphans()
         if os.getppid() != guard:
             raise _Told
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         engine = Engine(places.folder, launch.settings)
         try:
             engine.boot()
@@ -183,7 +195,7 @@ def _supervise(launch: Launch, places: Places, guard: int) -> NoReturn:
                 _answer(Answer(status=engine.status(guard)))
                 _serve(engine, guard, listener)
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            _be_told_no_more()
             engine.end()
             if os.getppid() != guard:
                 _tidy(places, launch.temporary)
@@ -209,9 +221,13 @@ def _listener(path: Path) -> Iterator[socket.socket]:
 
 def _serve(engine: Engine, guard: int, listener: socket.socket) -> None:
     """Answer requests, one after another, until one says `down`."""
+    child_ends = processes.child_ends()
     while True:
-        if not select.select([listener], [], [], _LOOK_S)[0]:
+        ready = select.select([listener.fileno(), child_ends], [], [])[0]
+        if child_ends in ready:
+            _drain(child_ends)
             processes.reap(engine.pids())
+        if listener.fileno() not in ready:
             continue
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError, msgspec.DecodeError):
@@ -225,6 +241,12 @@ def _serve(engine: Engine, guard: int, listener: socket.socket) -> None:
             connection.sendall(msgspec.json.encode(Answer(error=error, status=engine.status(guard))) + b"\n")
             if request.do == "down":
                 return
+
+
+def _drain(descriptor: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while os.read(descriptor, 512):
+            continue
 
 
 def _do(engine: Engine, request: Request) -> None:

@@ -6,9 +6,11 @@ Each is tried while a job runs whose tasks hide as well as they can: no environm
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from slurm_fixtures import started_slurm, submit
 
 from jobs.private_slurm import PrivateSlurm, SlurmError
 from jobs.private_slurm.client import end_leftovers
+from jobs.private_slurm.configuration import Places
 
 OWNER = Path(__file__).parent / "private_slurm_owner.py"
 DEADLINE_S = 60.0
@@ -83,6 +86,19 @@ def test_nothing_survives_its_owner(owner):
     process, said, _, job = owner
     process.kill()
     assert_nothing_survives(said["folder"], job)
+
+
+@pytest.mark.parametrize("after_s", [0.1, 0.2, 0.4, 0.8, 1.6])
+def test_nothing_survives_an_owner_that_dies_while_it_boots(after_s):
+    with started_slurm(nodes=1, accounting=True):
+        pass
+    folder = Path(tempfile.mkdtemp(prefix="ep-", dir="/tmp"))
+    process = subprocess.Popen([sys.executable, OWNER, "accounting", folder], env=clean_environment())
+    time.sleep(after_s)
+    process.kill()
+    process.wait()
+    until(lambda: not carrying(str(folder)) and not Places(folder).made())
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("owner", ["plain", "accounting"], indirect=True)
