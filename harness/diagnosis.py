@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -95,8 +95,11 @@ def hung(spec: JobSpec, why: str) -> Diagnosis:
     )
 
 
-def explain(spec: JobSpec, exit_code: int) -> Diagnosis | None:
-    """The one reason that the ranks did not end well; None when they did. exit_code: of what started them."""
+def explain(spec: JobSpec, exit_code: int, told_of: Sequence[RankFailure] = ()) -> Diagnosis | None:
+    """The one reason that the ranks did not end well; None when they did.
+
+    exit_code: of what started them. told_of: ranks of which somebody else says that they ended badly.
+    """
     log_folder = Path(spec.log_folder)
     ends = rank_end.read_all(log_folder, spec.ranks)
     cause = rank_end.to_blame(ends)
@@ -105,7 +108,10 @@ def explain(spec: JobSpec, exit_code: int) -> Diagnosis | None:
     run_id = run_in_progress(spec)
     # Ranks that lose a peer fail in the same instant: one that was killed is the cause, SIGTERM is the launcher's own.
     told = {end.rank for end in ends}
-    failures = [failure for failure in _failures(log_folder) if failure.exit_code != -signal.SIGTERM]
+    late = _behind(spec) - told if cause is not None and cause.timed_out else set()
+    # Of a rank that is late because it hangs, what others say is only how it was ended.
+    failures = [*_failures(log_folder), *(() if late else told_of)]
+    failures = [failure for failure in failures if failure.exit_code != -signal.SIGTERM]
     silent = [failure for failure in failures if failure.rank not in told]
     killed = [failure for failure in silent if failure.exit_code < 0]
     if killed:
@@ -119,6 +125,8 @@ def explain(spec: JobSpec, exit_code: int) -> Diagnosis | None:
             log_tail=tail(log_folder, rank),
             run_id=run_id,
         )
+    if cause is not None and late:
+        return hung(spec, f"rank {cause.rank} waited for it in vain")
     if cause is not None and not (cause.lost_a_peer and silent):
         message = f"rank {cause.rank} failed: {cause.message.partition(chr(10))[0]}"
         return Diagnosis(
@@ -142,6 +150,13 @@ def explain(spec: JobSpec, exit_code: int) -> Diagnosis | None:
     return _without_a_word(log_folder, silent[0], run_id)
 
 
+def _behind(spec: JobSpec) -> set[int]:
+    """Of the ranks that had begun, those that got through the fewest steps, where not all are equal."""
+    got = {rank: len(entries) for rank, entries in _steps(spec).items() if entries}
+    least = min(got.values(), default=0)
+    return {rank for rank, count in got.items() if count == least} if len(set(got.values())) > 1 else set()
+
+
 def _without_a_word(log_folder: Path, failure: RankFailure, run_id: str) -> Diagnosis:
     """Of a rank that died before it could say how: what the end of its log says."""
     text = tail(log_folder, failure.rank)
@@ -155,6 +170,17 @@ def _without_a_word(log_folder: Path, failure: RankFailure, run_id: str) -> Diag
         log_tail=text,
         run_id=run_id,
     )
+
+
+def with_host(found: Diagnosis, hosts: Sequence[str]) -> Diagnosis:
+    """The same with the host of the rank to blame named. hosts: in order of rank."""
+    if not 0 <= found.rank < len(hosts):
+        return found
+    named = f"rank {found.rank} ({hosts[found.rank]})"
+    if named in found.message:
+        return found
+    message = re.sub(rf"\brank {found.rank}\b", lambda _: named, found.message, count=1)
+    return msgspec.structs.replace(found, message=message)
 
 
 def account(spec: JobSpec, run: PlannedRun, found: Diagnosis | None) -> tuple[Outcome, Failure]:

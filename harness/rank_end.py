@@ -26,6 +26,8 @@ _LOST_PEER = re.compile(
     re.IGNORECASE,
 )
 
+_TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
+
 
 class RankEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How one rank ended: `done`, or `error` with the exception's type, message and trace. ended_at: UTC, RFC 3339."""
@@ -43,6 +45,11 @@ class RankEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def lost_a_peer(self) -> bool:
         """Whether the error is what a rank sees when another has gone."""
         return _LOST_PEER.search(self.message) is not None
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the error is what a rank sees that waited for another until its deadline."""
+        return _TIMED_OUT.search(self.message) is not None
 
 
 def path_of(log_folder: Path, rank: int) -> Path:

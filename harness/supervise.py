@@ -100,6 +100,7 @@ def supervise(
     try:
         while process.poll() is None:
             if asked := told_to_end():
+                _dump_stacks(spec, mark)
                 break
             now = time.monotonic()
             if now - looked >= look_s:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from harness.diagnosis import RankFailure
 from harness.errors import EpwatchError
 from jobs.night_folder import Attempt, Cause, NightFolder
 
@@ -27,6 +28,7 @@ class SubmitError(EpwatchError):
 class JobState:
     """How an attempt is. words: why it waits, or how it ended, for people. cause: of its end. hosts: where it is or
     was, as far as known. bad_hosts: those at fault. log_tail: of the job's own process, not its ranks, where it died.
+    failures: ranks of which the cluster says that they ended badly.
     """
 
     phase: Literal["pending", "running", "ended"]
@@ -35,6 +37,7 @@ class JobState:
     hosts: tuple[str, ...] = ()
     bad_hosts: tuple[str, ...] = ()
     log_tail: str = ""
+    failures: tuple[RankFailure, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from jobs.meeting import Point
 from jobs.night_folder import SPEC_FILE
 from jobs.plan_clusters import Launcher
 
+_SRUN_SAID = re.compile(r"^srun: error: \S+: tasks? ([\d,-]+): (.+?)(?: \(core dumped\))?$", re.MULTILINE)
+_SIGNALS = {signal.strsignal(number): int(number) for number in signal.valid_signals()}
 _MPI_SAID = re.compile(r"process rank (\d+) with PID \d+ on node \S+ exited on signal (\d+)")
 
 
@@ -62,6 +65,22 @@ def failures_said(launcher: Launcher, log: Path) -> list[RankFailure]:
         return []
     found = _MPI_SAID.findall(log.read_text(errors="replace"))
     return [RankFailure(rank=int(rank), exit_code=-int(number), at_s=time.time()) for rank, number in found]
+
+
+def killed_says_srun(said: str) -> list[RankFailure]:
+    """Tasks, each a rank or its only parent, that srun says a signal ended; in the order in which it says so."""
+    found = []
+    for order, (tasks, how) in enumerate(_SRUN_SAID.findall(said)):
+        if how in _SIGNALS:
+            ranks = [rank for part in tasks.split(",") for rank in _numbers(part)]
+            found += [RankFailure(rank=rank, exit_code=-_SIGNALS[how], at_s=float(order)) for rank in ranks]
+    return found
+
+
+def _numbers(part: str) -> range:
+    """The numbers that `7` or `7-9` stands for."""
+    first, _, last = part.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 def _is_open_mpi() -> bool:

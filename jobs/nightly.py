@@ -198,11 +198,15 @@ class Night:
         """Why its ranks did not end well, told from what they left, and left beside it; None where they did."""
         if not attempt.logs.is_dir():
             return None
-        found = diagnosis.read(attempt.logs) or diagnosis.explain(spec, 0 if state.cause == "done" else 1)
-        if found is not None and found.kind == "LaunchFailed" and state.words:
-            found = msgspec.structs.replace(found, message=state.words, log_tail=found.log_tail or state.log_tail)
-        if found is not None:
-            diagnosis.write(found, attempt.logs)
+        exit_code = 0 if state.cause == "done" else 1
+        found = diagnosis.read(attempt.logs) or diagnosis.explain(spec, exit_code, state.failures)
+        if found is None:
+            return None
+        claim = attempt.claim
+        found = diagnosis.with_host(found, claim.hosts if claim is not None else [])
+        message = state.words if found.kind == "LaunchFailed" and state.words else found.message
+        found = msgspec.structs.replace(found, message=message, log_tail=found.log_tail or state.log_tail)
+        diagnosis.write(found, attempt.logs)
         return found
 
     def _is_on_its_way(self, job: NightJob, spec: JobSpec, owed: Sequence[str]) -> bool:

@@ -26,6 +26,7 @@ from harness.environment import utc_now
 from jobs import private_files
 from jobs.cluster import JobState, Request, SubmitError
 from jobs.envelope import read_envelope
+from jobs.launchers import killed_says_srun
 from jobs.night_folder import CLAIM_FILE, SUBMISSIONS, SUBMITTED_FILE, Attempt, Claim, NightFolder, Submitted
 from jobs.plan_clusters import ClusterSection, is_host
 from jobs.slurm_queue import Entry, SlurmQueue, SlurmSilent
@@ -209,7 +210,9 @@ class SlurmCluster:
         if cause is not None:
             bad = self._bad_hosts(hosts) if cause == "node" else ()
             words = end_in_words(cause, entry.state, entry.exit_code, ",".join(bad or hosts))
-            return JobState("ended", words, cause, hosts, bad, log_tail=_log_tail(attempt) if cause != "done" else "")
+            said = _log_tail(attempt) if cause != "done" else ""
+            killed = killed_says_srun(said) if self._section.launcher == "srun" else []
+            return JobState("ended", words, cause, hosts, bad, said, tuple(killed))
         if entry.state in RUNNING:
             return JobState("running", hosts=hosts)
         if could_not_be_launched(entry.reason):
@@ -227,7 +230,9 @@ class SlurmCluster:
         if envelope is not None:
             words = f"it ended with {envelope.kind}: {envelope.message}" if envelope.kind else envelope.message
             return JobState("ended", words, "failed", hosts, log_tail=envelope.trace)
-        return JobState("ended", end_in_words("gone", "", "", ""), "gone", hosts, log_tail=_log_tail(attempt))
+        said = _log_tail(attempt)
+        killed = killed_says_srun(said) if self._section.launcher == "srun" else []
+        return JobState("ended", end_in_words("gone", "", "", ""), "gone", hosts, log_tail=said, failures=tuple(killed))
 
     def _bad_hosts(self, hosts: Sequence[str]) -> tuple[str, ...]:
         """Which of the hosts do not work; none where that cannot be told."""
