@@ -64,6 +64,7 @@ class Night:
         from regress_db.nights import recorded_runs
 
         self._recorded = recorded_runs(history, manifest.night)
+        self._refusal = ""
         self._refused_since: float | None = None
         self._submit_after = 0.0
         self._jobs = load_jobs(folder, manifest)
@@ -111,6 +112,11 @@ class Night:
     def begun(self) -> bool:
         """Whether any cluster ever had a job of it."""
         return any(attempt.submitted is not None for job in self._jobs for attempt in job.attempts)
+
+    @property
+    def refusal(self) -> str:
+        """Why jobs could not be submitted just now and will be tried again, in words; "" where none was refused."""
+        return self._refusal
 
     @property
     def measures_here(self) -> bool:
@@ -280,7 +286,7 @@ class Night:
                 cluster.cancel(lacking)
             self._refused(error)
         else:
-            self._refused_since = None
+            self._refusal, self._refused_since = "", None
 
     def _refused(self, error: SubmitError) -> None:
         """Try again later where that may do; raise the error where not, or not any longer."""
@@ -288,6 +294,7 @@ class Night:
         self._refused_since = self._refused_since or now
         if not error.passing or now - self._refused_since > _SUBMIT_PATIENCE_S:
             raise error
+        self._refusal = str(error)
         self._submit_after = now + _SUBMIT_AGAIN_S
 
     def _spec(self, job: PackedJob, owed: Sequence[PlannedRun]) -> JobSpec:

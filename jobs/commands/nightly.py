@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,7 @@ def run(
 
     from jobs.busy import warn_if_busy
     from jobs.judging import cases_to_confirm, rules_of
-    from jobs.night_session import advance_once, night_of
+    from jobs.night_session import night_of
     from jobs.places import open_history, spool_folder
 
     with open_history(db, plan, create=True) as history:
@@ -105,7 +106,7 @@ def run(
             new=new,
         ) as night:
             if no_wait:
-                if not advance_once(night, history):
+                if not _submitted(night, history):
                     say(
                         f"night {night.name} is submitted: `epwatch nightly status {file}` shows it, "
                         f"`epwatch collect {file}` brings its results home and, when all are there, judges it"
@@ -119,24 +120,46 @@ def run(
         return judge_and_show(history, plan, night.name, baseline=baseline, strict=strict, report=report, form=form)
 
 
+def _submitted(night: Night, history: History) -> bool:
+    """Return when the clusters have the night's jobs; whether it is over already."""
+    from jobs.night_session import advance_once
+    from jobs.progress import progress
+
+    with _left_as_told(night, history), progress(len(list(night.manifest.runs)), night.plan.name) as update:
+        while not (over := advance_once(night, history)) and night.refusal:
+            update(night.done, _what_goes_on(night))
+            time.sleep(night.poll_s)
+    return over
+
+
 def _wait(night: Night, history: History, watch: bool) -> None:
-    """Drive the night to its end; what interrupts it leaves it as it says it does."""
-    from jobs.night_session import advance_once, end
+    """Drive the night to its end."""
+    from jobs.night_session import advance_once
     from jobs.progress import live, progress
 
     total = len(list(night.manifest.runs))
+    shown: AbstractContextManager[Update] = live(night) if watch else progress(total, night.plan.name)
+    with _left_as_told(night, history), shown as update:
+        while not advance_once(night, history):
+            update(night.done, _what_goes_on(night))
+            time.sleep(night.poll_s)
+        update(night.done, "measured")
+
+
+@contextmanager
+def _left_as_told(night: Night, history: History) -> Iterator[None]:
+    """What interrupts the block leaves the night as it says it does."""
+    from jobs.night_session import end
+
     try:
-        shown: AbstractContextManager[Update] = live(night) if watch else progress(total, night.plan.name)
-        with shown as update:
-            while not advance_once(night, history):
-                update(night.done, _what_goes_on(night))
-                time.sleep(night.poll_s)
-            update(night.done, "measured")
+        yield
     except KeyboardInterrupt as interrupt:
-        if night.measures_here:
+        if night.measures_here or not night.begun:
             night.cancel()
             end(night, history, "interrupted")
             words = f"night {night.name} keeps what it has measured, the rest is missing"
+            if not night.begun:
+                words = f"night {night.name} had no job in any queue yet, and is over"
         else:
             words = (
                 f"the jobs of night {night.name} go on in the queue: run the plan again to go on with it, "
@@ -146,7 +169,9 @@ def _wait(night: Night, history: History, watch: bool) -> None:
 
 
 def _what_goes_on(night: Night) -> str:
-    """The night in a few words: the job that runs, or how many wait and run."""
+    """The night in a few words: the job that runs, or how many wait and run, or why none can be submitted."""
+    if night.refusal:
+        return f"{night.refusal}; it is tried again"
     views = night.views()
     flying = [view for view in views if view.state in ("running", "pending")]
     if len(flying) == 1 and night.measures_here:
