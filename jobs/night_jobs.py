@@ -48,7 +48,9 @@ class NightJob:
 
 @dataclass(frozen=True)
 class JobView:
-    """A job of the night as a person sees it. state: `to be submitted`, `pending`, `running`, `done` or `failed`."""
+    """A job of the night as a person sees it. state: `to be submitted`, `pending`, `running`, `done`, `failed`; or
+    `missing`, where the night is over and it is not.
+    """
 
     job: str
     cluster: str

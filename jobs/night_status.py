@@ -6,7 +6,7 @@ Called by `epwatch nightly status`; `jobs.nightly` is who drives it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.cluster import Cluster
@@ -14,6 +14,9 @@ from jobs.night_folder import NightFolder
 from jobs.night_jobs import JobView, load_jobs, view
 from jobs.plan import Plan
 from jobs.spool import find_records
+
+
+_OVER = frozenset({"done", "failed"})
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,14 @@ class NightView:
 
 
 def look_at(folder: NightFolder, plan: Plan, clusters: Mapping[str, Cluster], spool: Path) -> NightView:
-    """The night's jobs, with what their clusters say of those in flight. Raises `FolderError` for another version's."""
+    """The night's jobs, with what their clusters say of those in flight; of a night that is over none is.
+
+    Raises `FolderError` for another version's.
+    """
     manifest = folder.required_manifest
     jobs = load_jobs(folder, manifest)
-    for section in plan.clusters:
+    finished = folder.finished
+    for section in () if finished is not None else plan.clusters:
         flying = {
             attempt: job
             for job in jobs
@@ -40,7 +47,8 @@ def look_at(folder: NightFolder, plan: Plan, clusters: Mapping[str, Cluster], sp
             flying[attempt].state = found
     there = set(find_records(manifest.runs, spool))
     views = tuple(view(job, there) for job in jobs)
-    finished = folder.finished
+    if finished is not None:
+        views = tuple(one if one.state in _OVER else replace(one, state="missing") for one in views)
     state = "unfinished" if finished is None else "finished"
     if finished is not None and finished.given_up:
         state = f"over ({finished.given_up})"

@@ -32,7 +32,8 @@ def status(file: Path, spool: str | None, form: Format) -> None:
 
     plan = load(file)
     folder = newest(jobs_folder_of(plan), plan.name)
-    seen = look_at(folder, folder.plan(plan.path), clusters_of(plan), spool_folder(spool, plan))
+    own = folder.plan(plan.path)
+    seen = look_at(folder, own, clusters_of(own), spool_folder(spool, plan))
     if form == "json":
         head = {"night": folder.name, "state": seen.state, "done": seen.done, "total": seen.total}
         say(as_json({**head, "jobs": as_objects(seen.jobs, JOB_COLUMNS)}))
