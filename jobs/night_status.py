@@ -15,7 +15,6 @@ from jobs.night_jobs import JobView, load_jobs, view
 from jobs.plan import Plan
 from jobs.spool import find_records
 
-
 _OVER = frozenset({"done", "failed"})
 
 
