@@ -67,7 +67,8 @@ it, and it left no result."""
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a night set out to do. seed: of the order of cases within jobs. code: state of the code under test when it
-    began. rounds: how often it was decided what to measure again. jobs: planned first, then those of each round.
+    began. spool: where its records go, whatever spool those have who go on with it. rounds: how often it was decided
+    what to measure again. jobs: planned first, then those of each round.
     """
 
     night: str
@@ -76,6 +77,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     seed: int
     started_at: str
     code: dict[str, str]
+    spool: str
     rounds: int
     jobs: tuple[PackedJob, ...]
 

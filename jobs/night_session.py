@@ -127,11 +127,15 @@ def end(night: Night, history: History, given_up: str = "") -> None:
 
 
 def give_up(left: NightFolder, plan: Plan, history: History, spool: Path, reason: str) -> None:
-    """End an unfinished night for good: its jobs are cancelled, what it measured is kept, the rest stays missing."""
+    """End an unfinished night for good: its jobs are cancelled, what it measured is kept, the rest stays missing.
+
+    spool: looked into as well as the night's own.
+    """
     manifest = left.required_manifest
     own = left.plan(plan.path)
-    night = Night(own, history, spool, left, manifest, clusters_of(own), lambda _: [])
+    night = Night(own, history, left, manifest, clusters_of(own), lambda _: [])
     enter(history, own, manifest)
+    bring_home(history, spool)
     night.cancel()
     end(night, history, reason)
 
@@ -140,7 +144,7 @@ def _take_up(left: NightFolder, plan: Plan, history: History, spool: Path, candi
     manifest = left.required_manifest
     enter(history, plan, manifest)
     bring_home(history, spool)
-    return Night(plan, history, spool, left, manifest, clusters_of(plan, history), _again(plan, history, candidates))
+    return Night(plan, history, left, manifest, clusters_of(plan, history), _again(plan, history, candidates))
 
 
 def _begin(jobs_folder: Path, plan: Plan, history: History, spool: Path, candidates: Candidates) -> Night:
@@ -155,13 +159,14 @@ def _begin(jobs_folder: Path, plan: Plan, history: History, spool: Path, candida
         seed=seed,
         started_at=now.isoformat(timespec="seconds"),
         code=environment.tested_code(),
+        spool=str(spool),
         rounds=0,
         jobs=tuple(planned_jobs(plan, night, seed, expectations(plan, history))),
     )
     folder = NightFolder.create(jobs_folder, plan, manifest)
     spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     enter(history, plan, manifest)
-    return Night(plan, history, spool, folder, manifest, clusters, _again(plan, history, candidates))
+    return Night(plan, history, folder, manifest, clusters, _again(plan, history, candidates))
 
 
 Expectations = Mapping[str, Callable[[Case], float]]

@@ -31,7 +31,7 @@ class NightView:
 def look_at(folder: NightFolder, plan: Plan, clusters: Mapping[str, Cluster], spool: Path) -> NightView:
     """The night's jobs, with what their clusters say of those in flight; of a night that is over none is.
 
-    Raises `FolderError` for another version's.
+    spool: where records may lie besides the night's own spool. Raises `FolderError` for another version's.
     """
     manifest = folder.required_manifest
     jobs = load_jobs(folder, manifest)
@@ -44,7 +44,7 @@ def look_at(folder: NightFolder, plan: Plan, clusters: Mapping[str, Cluster], sp
         }
         for attempt, found in clusters[section.name].look(list(flying)).items():
             flying[attempt].state = found
-    there = set(find_records(manifest.runs, spool))
+    there = {run_id for place in {spool, Path(manifest.spool)} for run_id in find_records(manifest.runs, place)}
     views = tuple(view(job, there) for job in jobs)
     if finished is not None:
         views = tuple(one if one.state in _OVER else replace(one, state="missing") for one in views)

@@ -53,14 +53,13 @@ class Night:
         self,
         plan: Plan,
         history: History,
-        spool: Path,
         folder: NightFolder,
         manifest: Manifest,
         clusters: Mapping[str, Cluster],
         again: Again,
     ) -> None:
         self.plan, self.folder, self.manifest = plan, folder, manifest
-        self._history, self._spool, self._clusters, self._again = history, spool.absolute(), clusters, again
+        self._history, self._spool, self._clusters, self._again = history, Path(manifest.spool), clusters, again
         from regress_db.nights import recorded_runs
 
         self._recorded = recorded_runs(history, manifest.night)
