@@ -15,7 +15,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -84,7 +84,7 @@ def supervise(
     log_folder = Path(spec.log_folder)
     mark = uuid.uuid4().hex
     pulse = _Pulse(spec, tell)
-    with log.open("wb") as output:
+    with log.open("wb") as output, _notices_blocked():
         process = subprocess.Popen(
             command,
             env={**environ, MARK: mark},
@@ -100,7 +100,6 @@ def supervise(
     try:
         while process.poll() is None:
             if asked := told_to_end():
-                _dump_stacks(spec, mark)
                 break
             now = time.monotonic()
             if now - looked >= look_s:
@@ -127,6 +126,18 @@ def supervise(
     if left:
         raise JobError(f"processes {', '.join(map(str, left))} of the job cannot be killed: look at this machine")
     return Ended(process.returncode, pulse.recorded, hung, asked)
+
+
+@contextlib.contextmanager
+def _notices_blocked() -> Iterator[None]:
+    """Have what is started meanwhile never receive SIGUSR2: Slurm sends its notice of a time limit to every process of
+    a job, and a rank would die of it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Pulse:

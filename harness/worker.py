@@ -56,13 +56,15 @@ def _measure(spec: JobSpec, rank: int) -> None:
         # Each run collects garbage, outside of its clock; with torch's objects to go through that takes 80 ms a time.
         gc.collect()
         gc.freeze()
+        measured = 0
         for planned in spec.runs:
             run_id = planned.run_id
             # Rank 0 looks for all: each rank's own look may come before or after a file's arrival.
             there, no_more = world.gather(
                 (record.recorded(spool, run_id) is not None, job.no_more_asked_for(log_folder)) if rank == 0 else None
             )[0] or (False, False)
-            if no_more:
+            # One is measured in any case: a short job is told so from its first second on, and would never get on.
+            if no_more and measured:
                 break
             if there:
                 progress.append(log_folder, rank, run_id, progress.RECORDED)
@@ -71,6 +73,7 @@ def _measure(spec: JobSpec, rank: int) -> None:
             def on_step(step: str, run_id: str = run_id) -> None:
                 progress.append(log_folder, rank, run_id, step)
 
+            measured += 1
             done = run_one(world, planned, spec, on_step)
             if done is not None and record.recorded(spool, run_id) is None:
                 record.write(done, spool)

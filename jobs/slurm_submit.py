@@ -19,7 +19,7 @@ from harness.environment import names_secret
 from jobs.plan_clusters import ClusterSection
 
 NOTICE_S = 90
-"""How long before its time limit a job is told that its time is nearly up."""
+"""How long before its time limit a job is told that its time is nearly up; half of the limit where that is less."""
 
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "OMPI_", "TORCHELASTIC_", "SUBMITIT_")
 _KEPT = frozenset({"SLURM_CONF"})
@@ -75,7 +75,7 @@ def parameters(section: ClusterSection, shape: Shape, name: str, limit_min: int)
         "nodelist": ",".join(section.nodelist) or None,
         "exclude": ",".join(shape.exclude) or None,
         "exclusive": section.exclusive or None,
-        "signal_delay_s": NOTICE_S,
+        "signal_delay_s": min(NOTICE_S, limit_min * 60 // 2),
         "array_parallelism": section.jobs_at_once,
         "wckey": None,
         "use_srun": section.launcher != "mpirun",
