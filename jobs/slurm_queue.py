@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.errors import EpwatchError
+from harness.placement import members
 from jobs.slurm_words import cause_of
 
 _COMMAND_DEADLINE_S = 60.0
@@ -35,6 +36,17 @@ class Entry:
     reason: str = ""
     nodes: str = ""
     exit_code: str = ""
+
+
+def elements(job: str) -> list[str]:
+    """The jobs that a line of squeue or sacct is about, `123` or `123_4`; none where it is about a step.
+
+    sacct has those of an array that never began in one line, `123_[0-2,7%2]`, and only newer ones can be told not to.
+    """
+    if re.fullmatch(r"\d+(_\d+)?", job):
+        return [job]
+    several = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job)
+    return [f"{several[1]}_{index}" for index in sorted(members(several[2]))] if several else []
 
 
 class SlurmQueue:
@@ -87,11 +99,10 @@ class SlurmQueue:
         if self.accounting:
             day = since.partition("T")[0]
             columns = "--format=JobID,JobName"
-            lines += self._ask_sacct(["--array", f"--name={listed}", f"--starttime={day}", columns]).splitlines()
+            lines += self._ask_sacct([f"--name={listed}", f"--starttime={day}", columns]).splitlines()
         for line in lines:
             job, _, name = line.strip().partition("|")
-            if re.fullmatch(r"\d+(_\d+)?", job):
-                found.setdefault(name, set()).add(job)
+            found.setdefault(name, set()).update(elements(job))
         return {name: sorted(ids) for name, ids in found.items()}
 
     def down_nodes(self) -> list[str]:
@@ -130,10 +141,11 @@ class SlurmQueue:
         if self._accounting is False:
             return {}
         columns = "--format=JobID,State,ExitCode,NodeList"
-        found = {}
-        for line in self._ask_sacct(["--array", f"--jobs={','.join(ids)}", columns]).splitlines():
+        found: dict[str, Entry] = {}
+        for line in self._ask_sacct([f"--jobs={','.join(ids)}", columns]).splitlines():
             job, state, exit_code, nodes = (line.strip().split("|") + [""] * 3)[:4]
-            found[job] = Entry(state, "", nodes if nodes != "None assigned" else "", exit_code)
+            entry = Entry(state, "", nodes if nodes != "None assigned" else "", exit_code)
+            found.update(dict.fromkeys(elements(job), entry))
         return found
 
     def _ask_sacct(self, arguments: Sequence[str]) -> str:
