@@ -7,6 +7,7 @@ Called by `jobs.nightly`, `jobs.work` and `jobs.commands.run`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,9 @@ def measuring(lock_file: Path, wait_s: float) -> Iterator[None]:
 def make_folder(folder: Path) -> None:
     """Make a folder, its parents too, for this user alone. Raises `FolderError` naming it when that fails."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        missing = [folder, *itertools.takewhile(lambda parent: not parent.exists(), folder.parents)]
+        # mkdir(parents=True) gives its mode to the last one only.
+        for one in reversed(missing):
+            one.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise FolderError(f"cannot make the folder {folder}: {error.strerror or error}") from None

@@ -26,6 +26,7 @@ from harness.environment import utc_now
 from jobs import private_files
 from jobs.cluster import JobState, Request, SubmitError
 from jobs.envelope import read_envelope
+from jobs.exclusive import make_folder
 from jobs.launchers import killed_says_srun
 from jobs.night_folder import CLAIM_FILE, SUBMISSIONS, SUBMITTED_FILE, Attempt, Claim, NightFolder, Submitted
 from jobs.plan_clusters import ClusterSection, is_host
@@ -40,6 +41,7 @@ MOST_IN_ARRAY = 500
 """Slurm's own default limit is 1,001; many sites set less than that, few less than this."""
 
 _SUBMISSION_FILE = "submission.json"
+_SUBMITIT = "submitit"
 _FIRST_POLL_S, _LAST_POLL_S, _SLOWER_BY = 1.0, 20.0, 15.0
 _PASSING = re.compile(
     r"unable to contact slurm controller|socket timed out|connection (?:refused|reset)|temporarily unable|"
@@ -115,7 +117,7 @@ class SlurmCluster:
                 raise SubmitError(f"there is no {program} here: run epwatch where Slurm's commands are")
         asked = parameters(self._section, shape, name, self._limit_min)
         try:
-            executor = submitit.SlurmExecutor(folder / "submitit", python=interpreter(self._section))
+            executor = submitit.SlurmExecutor(folder / _SUBMITIT, python=interpreter(self._section))
             executor.update_parameters(**asked)
             self.queue.commands += 1
             # submitit prints what sbatch says before it raises it.
@@ -252,7 +254,7 @@ def _new_submission_folder(night: NightFolder) -> Path:
     folder = night.folder / SUBMISSIONS
     number = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
     new = folder / str(number)
-    new.mkdir(mode=0o700)
+    make_folder(new / _SUBMITIT)
     return new
 
 
@@ -280,7 +282,7 @@ def _log_tail(attempt: Attempt, most_lines: int = 40) -> str:
     if submitted is None:
         return ""
     night = attempt.folder.parent.parent
-    for path in sorted((night / SUBMISSIONS).glob(f"*/submitit/{submitted.scheduler_id}_0_log.err")):
+    for path in sorted((night / SUBMISSIONS).glob(f"*/{_SUBMITIT}/{submitted.scheduler_id}_0_log.err")):
         try:
             return "\n".join(path.read_text(errors="replace").splitlines()[-most_lines:])
         except OSError:
