@@ -61,10 +61,11 @@ class Places:
         self.logs = folder / "log"
         self.state = folder / "state"
         self.devices = folder / "dev"
+        self.task_prolog = folder / "gpus.sh"
 
     def made(self) -> set[Path]:
         """What a Slurm has made in its folder besides its logs, and the next one must not find."""
-        patterns = ("*.conf", "*.sock", "*.pid", "munge.*", "n-*", "state", "dev", "db")
+        patterns = ("*.conf", "*.sock", "*.pid", "munge.*", "gpus.sh", "n-*", "state", "dev", "db")
         return {path for pattern in patterns for path in self.folder.glob(pattern)}
 
     def spool(self, node: str) -> Path:
@@ -103,6 +104,8 @@ def files(description: Description) -> dict[str, ConfigurationFile]:
         # slurmd loads a cgroup plugin even where none is used, and this one asks nothing of the machine.
         "cgroup.conf": ConfigurationFile(f"CgroupPlugin={description.cgroup_plugin}\n"),
     }
+    if _shares_gpus(description.shape):
+        made[Places(description.folder).task_prolog.name] = ConfigurationFile(_task_prolog(description.shape), 0o700)
     if description.settings.accounting:
         made["slurmdbd.conf"] = ConfigurationFile(_slurmdbd_conf(description), 0o600)
     return made
@@ -177,6 +180,8 @@ def _slurm_conf(description: Description) -> str:
         "ScronParameters=enable",
         "GresTypes=gpu",
     ]
+    if _shares_gpus(description.shape):
+        lines.append(f"TaskProlog={places.task_prolog}")
     if settings.accounting:
         lines += [
             "AccountingStorageType=accounting_storage/slurmdbd",
@@ -203,6 +208,33 @@ def _gres_conf(description: Description) -> str:
     lines = ["AutoDetect=off"]
     for node in description.shape.nodes:
         lines += [f"NodeName={node.name} Name=gpu File={device}" for device in _devices(places, node)]
+    return "\n".join(lines) + "\n"
+
+
+def _shares_gpus(shape: Shape) -> bool:
+    """Whether several nodes have GPUs of this machine."""
+    return len(shape.nodes) > 1 and any(node.gpu_devices for node in shape.nodes)
+
+
+def _task_prolog(shape: Shape) -> str:
+    """What runs before each task and batch script: Slurm counts a node's GPUs from 0, CUDA counts the machine's."""
+    firsts, first = [], 0
+    for node in shape.nodes:
+        firsts.append(f"{node.name}) first={first} ;;")
+        first += node.gpus
+    lines = [
+        "#!/bin/sh",
+        'if [ -n "$SLURM_STEP_ID" ]; then given=$SLURM_STEP_GPUS; else given=$SLURM_JOB_GPUS; fi',
+        '[ -n "$given" ] || exit 0',
+        'case $CUDA_VISIBLE_DEVICES in "" | *[!0-9,]*) exit 0 ;; esac',
+        "case $SLURMD_NODENAME in",
+        *firsts,
+        "*) exit 0 ;;",
+        "esac",
+        "seen=",
+        'for gpu in $(echo "$CUDA_VISIBLE_DEVICES" | tr , " "); do seen=$seen,$((gpu + first)); done',
+        'echo "export CUDA_VISIBLE_DEVICES=${seen#,}"',
+    ]
     return "\n".join(lines) + "\n"
 
 

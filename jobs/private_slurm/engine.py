@@ -97,14 +97,14 @@ class Engine:
         for node in nodes:
             self._start_slurmd(node)
         self._daemons.wait_until(
-            lambda: set(self._ask("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"},
+            lambda: set(self.ask("sinfo", "-h", "-N", "-o", "%t").split()) == {"idle"},
             "all nodes were idle",
             ["slurmctld", *map(_slurmd, nodes)],
             START_S,
         )
         if self._settings.accounting:
             self._daemons.wait_until(
-                lambda: CLUSTER_NAME in self._ask("sacctmgr", "-n", "-P", "show", "cluster", "format=cluster").split(),
+                lambda: CLUSTER_NAME in self.ask("sacctmgr", "-n", "-P", "show", "cluster", "format=cluster").split(),
                 "accounting answered",
                 ["slurmdbd", "slurmctld"],
                 START_S,
@@ -160,7 +160,7 @@ class Engine:
         self._check_down("slurmctld")
         self._daemons.start("slurmctld", [*self._enter, "slurmctld", "-D"])
         self._daemons.wait_until(
-            lambda: self._ask("scontrol", "ping").rstrip().endswith("UP"), "it answered", ["slurmctld"], START_S
+            lambda: self.ask("scontrol", "ping").rstrip().endswith("UP"), "it answered", ["slurmctld"], START_S
         )
 
     def stop_accounting(self) -> None:
@@ -182,8 +182,8 @@ class Engine:
         """End jobs, which get SIGTERM and a moment where all daemons are up to give it, then every process."""
         if self._boot_s and all(daemon.up for daemon in self._daemons.statuses()):
             give_up = time.monotonic() + _JOBS_END_S
-            self._ask("scancel", "--full", f"--user={machine.user_name()}")
-            while self._ask("squeue", "-h", "-t", "running,completing") and time.monotonic() < give_up:
+            self.ask("scancel", "--full", f"--user={machine.user_name()}")
+            while self.ask("squeue", "-h", "-t", "running,completing") and time.monotonic() < give_up:
                 time.sleep(_POLL_S)
         self._kill_descendants()
 
@@ -281,7 +281,7 @@ class Engine:
         mine = set(processes.descendants([os.getpid()]))
         return [pid for pid in processes.having(lambda variables: variables.get(name) == value) if pid in mine]
 
-    def _ask(self, *command: str) -> str:
+    def ask(self, *command: str) -> str:
         """What a Slurm command prints; nothing where it fails or does not answer in time."""
         try:
             done = subprocess.run(

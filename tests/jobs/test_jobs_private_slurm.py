@@ -1,9 +1,15 @@
 """A private Slurm runs jobs as any Slurm does: binding, GPUs, accounting, preemption, lost nodes, stopped daemons."""
 
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
-from slurm_fixtures import PREEMPTING, job_state, submit, submit_and_see, wait_for_state
+from epwatch_command import clean_environment
+from slurm_fixtures import PREEMPTING, job_state, started_slurm, submit, submit_and_see, wait_for_state
 
 from jobs.private_slurm import SlurmError
 
@@ -35,6 +41,32 @@ def test_hands_out_gpus(slurm):
     assert sorted(slurm.run("srun", "-n2", "--gpus-per-task=1", *show).split()) == ["0", "1"]
     with pytest.raises(SlurmError, match="Requested node configuration is not available"):
         slurm.run("srun", "--gres=gpu:3", *show)
+
+
+def test_a_job_sees_the_machines_gpus_that_its_node_has():
+    with started_slurm(nodes=1):
+        pass
+    folder = Path(tempfile.mkdtemp(prefix="ep-", dir="/tmp"))
+    program = Path(__file__).parent / "private_slurm_with_gpus.py"
+    said = subprocess.run(
+        [sys.executable, program, folder], env=clean_environment(), capture_output=True, text=True, check=True
+    )
+    shutil.rmtree(folder)
+    seen = {}
+    for line in said.stdout.splitlines():
+        if " 127.0.1." in line:
+            what, node, *gpus = line.split()
+            seen.setdefault((what, node), set()).add(" ".join(gpus))
+    assert seen == {
+        ("two", "127.0.1.1"): {"0,1"},
+        ("two", "127.0.1.2"): {"2,3"},
+        ("one", "127.0.1.1"): {"0", "1"},
+        ("one", "127.0.1.2"): {"2", "3"},
+        ("none", "127.0.1.1"): {""},
+        ("none", "127.0.1.2"): {""},
+        ("batch", "127.0.1.2"): {"2,3"},
+        ("step", "127.0.1.2"): {"2"},
+    }
 
 
 def test_accounting_remembers_jobs(slurm):
