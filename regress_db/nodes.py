@@ -1,7 +1,7 @@
 """Which nodes make their runs slow: `node_effects` for whoever asks, `slow_nodes` for a plan that leaves them out.
 
 Read-only. Called by the command line, by plans and, for the nights before the one that is judged, by
-`regress_db.explaining`. Next to read: `regress_db.method.nodes` (how it is told), `docs/nodes.md` (what it cannot tell).
+`regress_db.verdicts`. Next to read: `regress_db.method.nodes` (how it is told), `docs/nodes.md` (what it cannot tell).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from regress_db.schema import CASES, METRICS, NIGHTS, NODES, PLATFORMS, RUN_RANK
 from regress_db.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
+    from regress_db.method.nodehistory import KnownNode
     from regress_db.method.nodes import NodeContrast
     from regress_db.method.nodes_design import NodeRuns
 
@@ -134,6 +135,29 @@ def newest_nights(
     return [(row.id, row.started_at) for row in rows]
 
 
+def known_before(connection: Connection, cluster: str, before: datetime) -> dict[str, KnownNode]:
+    """By host, the nodes of the cluster that differed from the others in its newest nights that started before then.
+
+    Only what is significant at `DEFAULT_LEVEL`. Runs of no night do not count: nobody knows their conditions.
+    """
+    from regress_db.method.nodehistory import KnownNode
+    from regress_db.method.nodes import node_contrasts
+
+    platforms = _clusters(connection, cluster)[cluster]
+    nights = [number for number, _ in newest_nights(connection, platforms, SINCE_NIGHTS, before)]
+    observed = observe(connection, platforms, [RUNS.c.night_id.in_(nights)])
+    if observed is None or len(observed.runs.hosts) < 2:
+        return {}
+    found: dict[str, KnownNode] = {}
+    for one in node_contrasts(observed.runs, DEFAULT_LEVEL):
+        if verdict_of(one, DEFAULT_LEVEL) not in ("slow", "fast"):
+            continue
+        if one.effect is not None and one.low is not None and one.high is not None:
+            known = KnownNode(one.names, one.effect, one.low, one.high, one.runs, one.nights, one.units)
+            found |= dict.fromkeys(one.names, known)
+    return found
+
+
 def _clusters(connection: Connection, wanted: str | None) -> dict[str, list[int]]:
     """Row numbers of the platforms of each cluster."""
     found: dict[str, list[int]] = defaultdict(list)
@@ -218,7 +242,7 @@ def observe(
 def _nights(
     connection: Connection, chosen: Sequence[ColumnElement[bool]]
 ) -> tuple[list[str], dict[tuple[int, str], int]]:
-    """Names of the nights in the order of time, and the place of each: by row number, or by day for runs of no night."""
+    """Names of the nights in the order of time, and the place of each: by row number; by day for runs of no night."""
     names = {row.id: row.name for row in connection.execute(select(NIGHTS.c.id, NIGHTS.c.name))}
     starts = [
         (row.start, (row.night_id, ""), names[row.night_id])

@@ -1,11 +1,12 @@
 """Judging: what was planned, what came back and what is known of its past, made into one verdict per case and phase.
 
 `judge_night` judges a night and stores what it says; `judge_runs` judges any runs and stores nothing (the pytest
-gate). The steps: gather the runs; find what each series is compared with; take out what many series have in common and
-no commit can have done; compare; decide over the whole night; put what moved together into findings; apply waivers.
-What gave no number is never a pass: one failed or missing run of a case decides both of its phases.
+gate). The steps: gather the runs; find what each series is compared with; take out what their nodes explain and what
+many series have in common and no commit can have done; compare; decide over the whole night; put what moved together
+into findings; apply waivers. What gave no number is never a pass: one failed or missing run of a case decides both of
+its phases.
 
-Next to read: `regress_db.method.comparing` (the comparison), `regress_db.method.attribution` (whose fault it is),
+Next to read: `regress_db.method.comparing` (the comparison), `regress_db.explaining` (whose fault it is),
 `regress_db.automatic` (the past), `regress_db.nightverdict` (what comes out).
 """
 
@@ -24,7 +25,8 @@ from sqlalchemy import Connection, select
 from harness.case import PHASES, Case
 from regress_db import lookup
 from regress_db.environments import Difference, differences, flatten
-from regress_db.facts import AA, CONFIRMATION, RunFacts, facts_of_night, facts_of_runs, slowest_hosts
+from regress_db.explaining import TakenOut, taken_out
+from regress_db.facts import AA, CONFIRMATION, RunFacts, facts_of_night, facts_of_runs
 from regress_db.history import History
 from regress_db.judged import Known, Pasts, Series, automatic_pasts, groups, named_pasts
 from regress_db.metrics import BANDWIDTH_METRIC, RUN_VALUE_METRIC
@@ -102,7 +104,7 @@ def judge_night(
         known = (
             automatic_pasts(connection, night, of_night) if baseline == AUTO else named_pasts(connection, base, facts)
         )
-        said = _judge(connection, of_night, known, baseline, night.name, rules)
+        said = _judge(connection, of_night, known, baseline, rules, night.name, night.started_at)
         halves = _standing_check(facts, rules)
         verdict = replace(said, plan=night.plan, aa_series=halves and halves[0], aa_alarms=halves and halves[1])
         if keep:
@@ -119,7 +121,7 @@ def judge_runs(
     with history.read() as connection:
         base = lookup.live_baseline(connection, baseline)
         facts = facts_of_runs(connection, [lookup.run(connection, run_id)[0] for run_id in run_ids])
-        return _judge(connection, facts, named_pasts(connection, base, facts), baseline, "", rules).series
+        return _judge(connection, facts, named_pasts(connection, base, facts), baseline, rules).series
 
 
 def _judge(
@@ -127,8 +129,9 @@ def _judge(
     facts: Sequence[RunFacts],
     known: Pasts,
     baseline: str | None,
-    night: str,
     rules: Rules,
+    night: str = "",
+    started_at: datetime | None = None,
 ) -> NightVerdict:
     from regress_db.method.attribution import Changed, group
     from regress_db.method.comparing import DEFAULT_LEVEL, METHOD, decide, is_candidate
@@ -141,7 +144,8 @@ def _judge(
     ]
     comparable = [one for one in all_series if one.new]
     context = _context(connection, comparable, night)
-    shared = _shared(connection, comparable, context, rules)
+    taken = taken_out(connection, comparable, context, rules.controls, started_at)
+    shared = taken.shared
     comparisons = _compare(comparable, shared, rules, level)
     decisions = decide(comparisons, level)
     of_series = {
@@ -156,9 +160,9 @@ def _judge(
     ]
     code, numbers = group(changed, context, len(shared.findings) + 1, shared.witness)
     findings = {finding.number: finding for finding in (*shared.findings, *code)}
-    whose = {key: finding.number for finding in shared.findings for key in finding.series} | dict(numbers)
+    whose = dict(taken.whose) | dict(numbers)
     said = [
-        _say(one, of_series.get(one.key), is_candidate, shared, findings.get(whose.get(one.key, 0)), baseline, rules)
+        _say(one, of_series.get(one.key), is_candidate, taken, findings.get(whose.get(one.key, 0)), baseline, rules)
         for one in all_series
     ]
     said.sort(key=lambda one: (*one.badness, one.case, PHASES.index(one.phase), one.platform_key))
@@ -229,52 +233,6 @@ def _nothing_shared() -> Shared:
     return Shared(removed={}, findings=())
 
 
-def _shared(connection: Connection, series: Sequence[Series], context: Context, rules: Rules) -> Shared:
-    """What the series have in common tonight."""
-    from regress_db.method.attribution import RunShift, SeriesShift, shared_shifts
-
-    spread_out = {
-        run.number
-        for one in series
-        if Case.parse(one.case).nodes > 1
-        for run in (*one.new, *one.known.level)
-        if run.number
-    }
-    slowest = slowest_hosts(connection, sorted(spread_out))
-
-    def slowest_of(one: Series, runs: Sequence[RunFacts]) -> tuple[str, ...]:
-        return tuple(slowest[key] for run in runs if run.number and (key := (run.number, one.phase)) in slowest)
-
-    shifts = []
-    for one in series:
-        base = [math.log(value) for value in one.values(one.known.level)]
-        if len(base) < 2:
-            continue
-        centre = statistics.median(base)
-        shifts.append(
-            SeriesShift(
-                series=one.key,
-                under_test=one.backend not in rules.controls,
-                label=one.family,
-                runs=tuple(
-                    RunShift(
-                        math.log(run.values[one.phase, RUN_VALUE_METRIC]) - centre,
-                        run.hosts,
-                        run.allocation,
-                        run.run_id,
-                    )
-                    for run in one.new
-                ),
-                sd=statistics.stdev(base),
-                slowest_hosts=slowest_of(one, one.new),
-                usual_slowest_hosts=slowest_of(one, one.known.level),
-                stratum=f"{one.family} on {Case.parse(one.case).ranks} ranks",
-                baseline_runs=len(base),
-            )
-        )
-    return shared_shifts(shifts, context)
-
-
 def _context(connection: Connection, series: Sequence[Series], night: str) -> Context:
     """What may explain a change of the whole night: the commit, the environment, the cluster."""
     from regress_db.method.attribution import Context
@@ -313,7 +271,7 @@ def _say(
     one: Series,
     found: tuple[Comparison, Decision] | None,
     is_candidate: Callable[[Comparison], bool],
-    shared: Shared,
+    taken: TakenOut,
     finding: Finding | None,
     baseline: str | None,
     rules: Rules,
@@ -333,9 +291,9 @@ def _say(
         covering = waiver_for(*asked)
         waiver = "" if covering is None else covering.words
         note = "" if covering else why_not(*asked)
-    taken_out = shared.removed.get(one.key, 0.0)
+    removed = taken.shared.removed.get(one.key, 0.0)
     cause: Cause | None = None
-    if finding is not None and (verdict in ("regressed", "improved") or taken_out):
+    if finding is not None and (verdict in ("regressed", "improved") or removed):
         cause = finding.cause
     said = SeriesVerdict(
         case=one.case,
@@ -350,7 +308,7 @@ def _say(
         detectable=None if comparison is None else comparison.detectable,
         runs_needed=None if comparison is None else comparison.runs_needed,
         p_value=None if comparison is None else comparison.p_value,
-        shared=math.expm1(taken_out) if taken_out else None,
+        shared=math.expm1(removed) if removed else None,
         latency_us=_median(new, one.phase, "latency_us"),
         bandwidth_gbs=_median(new, one.phase, BANDWIDTH_METRIC),
         baseline_latency_us=_median(old, one.phase, "latency_us"),
@@ -374,6 +332,7 @@ def _say(
         bad_runs=len(alike) + silent * (verdict == "missing"),
         reason=next((run.why for run in alike if run.why), ""),
         blamed=finding.subject if finding is not None and cause is not None else "",
+        nodes=taken.words.get(one.key, ""),
     )
     return replace(said, sentence=sentence)
 

@@ -60,11 +60,12 @@ def sentence_of(
     bad_runs: int,
     reason: str,
     blamed: str,
+    nodes: str = "",
 ) -> str:
     """The verdict on one series in words.
 
     since: from when on its own past is its baseline, "" where that has no beginning. reason: of a run that gave no
-    number; blamed: what its cause names; each "" where there is none.
+    number; blamed: what its cause names; nodes: what its nodes explain; each "" where there is none.
     """
     subject = f"{said.phase} of {said.case}"
     if said.verdict in {"wrong", "hung", "failed", "missing"}:
@@ -79,11 +80,12 @@ def sentence_of(
         return f"{subject} was measured{measured} but {whose} has {held} of it, too few to say anything."
     confirmed = f", {said.confirmations} of them re-runs" if said.confirmations else ""
     whose = f"of its own past{f' {since}' if since else ''}" if own else f"of baseline {baseline!r}"
-    common = f", {percent(said.shared)} that it has in common with others taken out" if said.shared else ""
+    whose_is_it = "that its nodes explain" if nodes else "that it has in common with others"
+    common = f", {percent(said.shared)} {whose_is_it} taken out" if said.shared else ""
     compared = (
         f"{latency(said.latency_us or 0.0)} against {latency(said.baseline_latency_us or 0.0)}; run medians "
         f"{percent(said.effect or 0.0)}, interval {interval(said.low or 0.0, said.high or 0.0)}{common}; "
-        f"{runs(said.new_runs)}{confirmed} against {said.baseline_runs} {whose}"
+        f"{runs(said.new_runs)}{confirmed} against {said.baseline_runs} {whose}{f'; {nodes}' if nodes else ''}"
     )
     counts = _what_counts(said)
     match said.verdict:

@@ -57,7 +57,7 @@ class NodeContrast:
     """What is known of nodes that cannot be told apart: mostly one.
 
     names: their hosts. effect, low, high: log change of their runs against the others', None where nothing can be told;
-    p_value: two-sided, of no difference, adjusted for the nodes. runs, nights, units, series: of the stretch it rests on.
+    p_value: two-sided, of no difference, adjusted for the nodes. runs, nights, units, series: what it rests on.
     since: the night (its number) on which they changed for good, None where they did not.
     """
 
