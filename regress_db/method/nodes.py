@@ -47,6 +47,7 @@ CONFIDENCE = 0.95
 DEFAULT_LEVEL = 0.01
 
 _CYCLES = 3
+_TAMINGS = 2
 _LEAST_NIGHTS_OF_STRETCH = 3
 _LEAST_STEP = 0.01
 """The smallest relative change by which a node is another one than it was."""
@@ -102,16 +103,16 @@ def node_contrasts(runs: NodeRuns, level: float = DEFAULT_LEVEL) -> list[NodeCon
     alone = compared_alone(runs)
     group = comparable_groups(runs, alone)
     of_level = _levels(runs, ~alone)
-    values, sd = tamed(runs, runs.values, of_level, group)
+    _, sd = tamed(runs, runs.values, of_level, group)
     weights = 1 / sd**2
     places, unknown = _places(runs, Design(weights, of_level, group))
     if unknown:
         more, unknown = _places_across(runs, Design(weights, _levels(runs, np.ones_like(alone)), None), unknown)
         places += more
-    search = _Search(runs, values, level)
+    search = _Search(runs, runs.values, level)
     slow = search.displaced(places)
-    if slow:
-        waited = search.waited(slow)
+    for _ in range(_TAMINGS):
+        waited = search.waited(slow)  # what a node did is not pulled in: neither seen as wild, nor hidden by what is
         search = _Search(runs, tamed(runs, runs.values - waited, of_level, group)[0] + waited, level)
         slow = search.displaced(places)
     for _ in range(len(places)):
