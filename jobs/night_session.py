@@ -24,7 +24,9 @@ from jobs.night_folder import Finished, Manifest, NightFolder
 from jobs.nightly import Night, enter
 from jobs.packing import PackedJob, new_night_id, pack, plan_runs
 from jobs.plan import Plan
+from jobs.plan_clusters import ClusterSection
 from jobs.spool import bring_home
+from regress_db.wording import percent
 
 if TYPE_CHECKING:
     from regress_db.history import History
@@ -249,5 +251,14 @@ def _why_not_to_go_on(left: NightFolder, plan: Plan) -> str | None:
     return None
 
 
-def _slow_hosts(section: object, history: History | None) -> tuple[str, ...]:
-    return ()
+def _slow_hosts(section: ClusterSection, history: History | None) -> tuple[str, ...]:
+    """Hosts that the plan wants left out as slow, by the history as it is now; which they are is said on stderr."""
+    if section.exclude_slow is None or history is None:
+        return ()
+    from regress_db.nodes import slow_nodes
+
+    slow = slow_nodes(history, section.name, section.exclude_slow)
+    if slow:
+        told = ", ".join(f"{one.hostname} ({percent(one.effect or 0.0)})" for one in slow)
+        print(f"epwatch: left out as slow on cluster {section.name}: {told}", file=sys.stderr)
+    return tuple(one.hostname for one in slow)
