@@ -78,11 +78,13 @@ def settle(ending: Ending, past: Sequence[Settled], tries: int, at: str) -> Sett
 def _cause(ending: Ending) -> Cause:
     """The cluster's word, sharpened by what the ranks left."""
     cause, found = ending.state.cause, ending.diagnosis
-    if cause in ("done", "failed", "killed") and found is not None:
-        if found.outcome == "hung":
-            return "hung"
-        return "killed" if found.kind == "RankKilled" else "failed"
-    return cause
+    if found is None or cause not in ("done", "failed", "killed", "gone"):
+        return cause
+    if cause == "gone" and found.kind == "LaunchFailed":
+        return cause
+    if found.outcome == "hung":
+        return "hung"
+    return "killed" if found.kind == "RankKilled" else "failed"
 
 
 def _started_in_vain(past: Sequence[Settled]) -> int:

@@ -70,7 +70,7 @@ class SlurmCluster:
     def __init__(self, section: ClusterSection, job_deadline_s: float, slow_hosts: Sequence[str] = ()) -> None:
         self._section = section
         self._limit_min = section.limit_min(job_deadline_s)
-        self._slow_hosts = tuple(slow_hosts)
+        self.slow_hosts = tuple(slow_hosts)
         self.queue = SlurmQueue()
         self._states: dict[Path, JobState] = {}
         self._changed_at = time.monotonic()
@@ -86,7 +86,7 @@ class SlurmCluster:
         """Submit attempts, in as few calls of sbatch as their shapes allow. Raises `SubmitError` in Slurm's words."""
         groups: dict[Shape, list[Attempt]] = {}
         for request in requests:
-            exclude = [*self._slow_hosts, *request.exclude]
+            exclude = [*self.slow_hosts, *request.exclude]
             shape = Shape.of(self._section, request.attempt.job.world, [host for host in exclude if is_host(host)])
             groups.setdefault(shape, []).append(request.attempt)
         for shape, attempts in groups.items():
