@@ -21,7 +21,12 @@ _COMMAND_DEADLINE_S = 60.0
 _GONE_GRACE_S = 5.0
 _GONE_GRACE_ACCOUNTED_S = 30.0
 """How long neither may know a job before it is taken for gone; sacct lags."""
+_TOLD_GRACE_S = 10.0
+"""How long sacct may take to say how a job ended (who cancelled it, with which exit code) of which squeue says that."""
 _MOST_SACCT_FAILURES = 3
+_NO_CONTROLLER = re.compile(
+    r"unable to contact|connect(?:ion)? (?:failure|refused|timed)|socket timed out", re.IGNORECASE
+)
 
 
 class SlurmSilent(EpwatchError):
@@ -56,7 +61,7 @@ class SlurmQueue:
         self.commands = 0
         self._sacct_failures = 0
         self._accounting: bool | None = None
-        self._missing_since: dict[str, float] = {}
+        self._not_told_since: dict[str, float] = {}
         self._ended: dict[str, Entry] = {}
 
     @property
@@ -117,13 +122,14 @@ class SlurmQueue:
 
     def _settle(self, job: str, queued: Entry | None, told: Entry | None) -> Entry | None:
         if queued is not None and not cause_of(queued.state):
-            self._missing_since.pop(job, None)
+            self._not_told_since.pop(job, None)
             return queued
         if told is not None and cause_of(told.state):
             return told
+        since = self._not_told_since.setdefault(job, time.monotonic())
         if queued is not None:
-            return queued
-        since = self._missing_since.setdefault(job, time.monotonic())
+            known = cause_of(queued.state) == "done" or not self._accounting
+            return queued if known or time.monotonic() - since >= _TOLD_GRACE_S else None
         grace = _GONE_GRACE_ACCOUNTED_S if self._accounting else _GONE_GRACE_S
         return Entry("GONE") if time.monotonic() - since >= grace else None
 
@@ -177,6 +183,7 @@ class SlurmQueue:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SlurmSilent(f"{command[0]} gave no answer: {error}") from None
         said = " ".join(done.stderr.split())
-        if done.returncode and not ok_to_fail and "Invalid job id" not in said:
+        fine = "Invalid job id" in said or (ok_to_fail and not _NO_CONTROLLER.search(said))
+        if done.returncode and not fine:
             raise SlurmSilent(f"{command[0]} failed: {said or f'exit code {done.returncode}'}")
         return done.stdout
