@@ -22,6 +22,7 @@ import msgspec
 from harness import diagnosis
 from harness.diagnosis import Diagnosis
 from harness.environment import utc_now
+from harness.errors import EpwatchError
 from harness.job import JobSpec
 from harness.record import Failure, Outcome, PlannedRun
 from harness.unmeasured import noted_platform, write_unmeasured
@@ -116,6 +117,9 @@ class Night:
     def refusal(self) -> str:
         """Why jobs could not be submitted just now and will be tried again, in words; "" where none was refused."""
         return self._refusal
+    def in_doubt(self) -> bool:
+        """Whether, after a look, it is not known of some job whether it is there: the next looks will tell."""
+        return any(job.state is None and (one := job.in_flight) and one.submitted is not None for job in self._jobs)
 
     @property
     def measures_here(self) -> bool:
@@ -177,7 +181,14 @@ class Night:
         limit_min = self.plan.cluster(job.packed.cluster).queue_deadline_min
         if time.monotonic() - job.waits_since <= limit_min * 60:
             return state
-        cluster.cancel([attempt])
+        claim = attempt.claim
+        if claim is not None and claim.by == "job":
+            # It has begun since the cluster was last heard of.
+            return state
+        try:
+            cluster.cancel([attempt])
+        except EpwatchError:
+            return state
         return JobState("ended", f"it waited in the queue for {limit_min:g} minutes: {state.words}", "queue")
 
     def _settle(self, attempt: Attempt, job: NightJob, state: JobState) -> None:

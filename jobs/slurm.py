@@ -152,6 +152,10 @@ class SlurmCluster:
             ids = known.get(submission.name, []) if submission is not None else []
             array = submission is not None and len(submission.attempts) > 1
             found = next((one for one in ids if not array or one.endswith(f"_{index}")), None)
+            claim = attempt.claim
+            if claim is not None and claim.by == "command":
+                # An earlier process gave it up; its job, if it ever begins, finds that and ends.
+                continue
             name = submission.name if submission is not None else ""
             if found is None and not private_files.save_once(
                 Claim(by="command", at=utc_now()), attempt.folder / CLAIM_FILE
@@ -218,7 +222,8 @@ class SlurmCluster:
         if entry.state in RUNNING:
             return JobState("running", hosts=hosts)
         if could_not_be_launched(entry.reason):
-            self.queue.cancel([job])
+            with contextlib.suppress(SlurmSilent):
+                self.queue.cancel([job])
             return JobState("ended", f"Slurm could not start it: {entry.reason}", "node", hosts, self._bad_hosts(hosts))
         return JobState("pending", reason_in_words(entry.reason))
 

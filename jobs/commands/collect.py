@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,8 @@ def _go_on(history: History, plan: Plan, folder: Path, form: Format) -> int:
         with night_of(
             plan, history, folder, lambda night: cases_to_confirm(history, plan, night, None), begin=False
         ) as night:
-            over = advance_once(night, history)
+            while not (over := advance_once(night, history)) and night.in_doubt:
+                time.sleep(night.poll_s)
             name, views = night.name, night.views()
     except NoNight as nothing:
         print(f"epwatch: {nothing}", file=sys.stderr)
