@@ -109,18 +109,13 @@ def node_contrasts(runs: NodeRuns, level: float = DEFAULT_LEVEL) -> list[NodeCon
     if unknown:
         more, unknown = _places_across(runs, Design(weights, _levels(runs, np.ones_like(alone)), None), unknown)
         places += more
-    search = _Search(runs, runs.values, level)
-    slow = search.displaced(places)
-    for _ in range(_TAMINGS):
-        waited = search.waited(slow)  # what a node did is not pulled in: neither seen as wild, nor hidden by what is
-        search = _Search(runs, tamed(runs, runs.values - waited, of_level, group)[0] + waited, level)
-        slow = search.displaced(places)
+    search, slow = _settled(runs, places, level, of_level, group)
     for _ in range(len(places)):
         parted = search.parted(places, slow)
         if parted is None:
             break
         places = parted
-        slow = search.displaced(places)
+        search, slow = _settled(runs, places, level, of_level, group)
     now = [place for place in places if not place.past]
     contrasts = [search.against(place, slow) for place in now]
     adjusted = _holm([None if one is None else _p_value(one) for one in contrasts])
@@ -130,6 +125,19 @@ def node_contrasts(runs: NodeRuns, level: float = DEFAULT_LEVEL) -> list[NodeCon
     ]
     told += [_told(runs, (host,), runs.holds(host), None, None, None) for host in unknown]
     return sorted(told, key=lambda one: one.names)
+
+
+def _settled(
+    runs: NodeRuns, places: Sequence[_Place], level: float, of_level: Ints, group: Ints
+) -> tuple[_Search, Displaced]:
+    """The displaced places, with wild values pulled in: but not what a displaced place did, which would be halved."""
+    search = _Search(runs, runs.values, level)
+    slow = search.displaced(places)
+    for _ in range(_TAMINGS):
+        waited = search.waited(slow)
+        search = _Search(runs, tamed(runs, runs.values - waited, of_level, group)[0] + waited, level)
+        slow = search.displaced(places)
+    return search, slow
 
 
 def _levels(runs: NodeRuns, wanted: Mask) -> Ints:
