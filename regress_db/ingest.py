@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Executable, Table, insert, select
+from sqlalchemy import Connection, Executable, Table, insert, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -31,6 +31,8 @@ from regress_db.schema import CASES, METRICS, RUNS
 QUARANTINE = "quarantine"
 _BATCH = 200
 """Records in one transaction: few enough that others who write wait for a moment only."""
+_KEYS_AT_ONCE = 1000
+"""Values in one statement, of which databases allow a limited number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,10 @@ def digest_of(record: Record) -> str:
     return hashlib.sha256(records.canonical(record)).hexdigest()
 
 
-def case_id(connection: Connection, case: Case) -> int:
-    """The number of the case, which is added where new."""
-    return shared_id(connection, CASES, {"key": case.key}, rows.fields(case))
+def case_ids(connection: Connection, cases: Iterable[Case]) -> dict[str, int]:
+    """Case key to the number of each of the cases, which are added where new; a few statements for all of them."""
+    wanted: dict[tuple[str, ...], rows.Row] = {(case.key,): {"key": case.key, **rows.fields(case)} for case in cases}
+    return {key: number for (key,), number in _numbers(connection, CASES, wanted).items()}
 
 
 def shared_id(
@@ -214,22 +217,33 @@ def _shared_numbers(connection: Connection, ingested: Iterable[Record]) -> rows.
     for record in ingested:
         for table, row in rows.shared_rows(record):
             wanted[table][tuple(row[name] for name in rows.SHARED[table])] = row
-    numbers: dict[Table, dict[tuple[str, ...], int]] = {}
-    for table, of_table in wanted.items():
-        found = _find(connection, table, of_table)
-        new = [row for key, row in of_table.items() if key not in found]
-        if new:
-            insert_new(connection, table, new)
-            found = _find(connection, table, of_table)
-        numbers[table] = found
-    return numbers
+    return {table: _numbers(connection, table, of_table) for table, of_table in wanted.items()}
+
+
+def _numbers(
+    connection: Connection, table: Table, wanted: Mapping[tuple[str, ...], rows.Row]
+) -> dict[tuple[str, ...], int]:
+    """The numbers of rows of a shared table, which are added where new; by the values of their unique columns."""
+    found = _find(connection, table, wanted)
+    new = [row for key, row in wanted.items() if key not in found]
+    if new:
+        insert_new(connection, table, new)
+        found = _find(connection, table, wanted)
+    return found
 
 
 def _find(connection: Connection, table: Table, keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
     """The numbers of those rows of a shared table that are there. The table of metrics is small: all of it is read."""
     unique = [table.c[name] for name in rows.SHARED[table]]
-    wanted: list[ColumnElement[bool]] = [] if table is METRICS else [unique[0].in_([key[0] for key in keys])]
-    return {tuple(row[:-1]): row[-1] for row in connection.execute(select(*unique, table.c.id).where(*wanted))}
+    wanted = select(*unique, table.c.id)
+    if table is METRICS:
+        return {tuple(row[:-1]): row[-1] for row in connection.execute(wanted)}
+    found = {}
+    heads = [key[0] for key in keys]
+    for start in range(0, len(heads), _KEYS_AT_ONCE):
+        some = wanted.where(unique[0].in_(heads[start : start + _KEYS_AT_ONCE]))
+        found.update({tuple(row[:-1]): row[-1] for row in connection.execute(some)})
+    return found
 
 
 def _move(file: Path, folder: Path) -> bool:

@@ -15,7 +15,7 @@ from regress_db import lookup
 from regress_db.errors import HistoryError
 from regress_db.facts import PLANNED_RUN
 from regress_db.history import History
-from regress_db.ingest import case_id, insert_new, shared_id
+from regress_db.ingest import case_ids, insert_new, shared_id
 from regress_db.schema import NIGHTS, NODES, PLANNED, RUN_RANKS, RUNS
 
 
@@ -41,6 +41,7 @@ def open_night(
             connection.execute(update(NIGHTS).where(NIGHTS.c.id == number).values(plan=plan, started_at=started_at))
         elif row.plan != plan:
             raise HistoryError(f"night {night_id} is in the history with plan {row.plan!r}, not {plan!r}")
+        numbers = case_ids(connection, (one.case for one in planned))
         insert_new(
             connection,
             PLANNED,
@@ -48,7 +49,7 @@ def open_night(
                 {
                     "night_id": number,
                     "run_id": one.run_id,
-                    "case_id": case_id(connection, one.case),
+                    "case_id": numbers[one.case.key],
                     "repeat": one.repeat,
                     "purpose": purpose(one),
                 }
