@@ -117,6 +117,8 @@ class Night:
     def refusal(self) -> str:
         """Why jobs could not be submitted just now and will be tried again, in words; "" where none was refused."""
         return self._refusal
+
+    @property
     def in_doubt(self) -> bool:
         """Whether, after a look, it is not known of some job whether it is there: the next looks will tell."""
         return any(job.state is None and (one := job.in_flight) and one.submitted is not None for job in self._jobs)
