@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PLAN ?= examples/nightly-cpu.toml
+SLURM_PLAN ?= examples/nightly-slurm.toml
 # Decides which torch a machine without a GPU takes. `make setup CONSTRAINTS=` leaves the choice to pip.
 CONSTRAINTS ?= constraints/cpu.txt
 
@@ -16,7 +17,7 @@ BENCHMARKS := host_engine command_start history gate detection attribution calib
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nightly test test-slow lint format bench clean
+.PHONY: help setup nightly nightly-slurm test test-slow lint format bench clean
 
 help:  ## What can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/\1\t/' | expand -t 14
@@ -34,6 +35,11 @@ $(READY): $(BUILD_INPUTS)
 nightly: setup  ## A real nightly on this machine, twice: the second night is judged against the first
 	$(BIN)/epwatch nightly $(PLAN)
 	$(BIN)/epwatch nightly $(PLAN)
+
+nightly-slurm: setup  ## A real nightly on a Slurm of its own, two nodes on this machine (needs Debian's Slurm packages)
+	@folder=$$(mktemp -d /tmp/epwatch-XXXXXX) && trap '$(BIN)/epwatch slurm down --folder "$$folder/slurm"; rm -rf "$$folder"' EXIT \
+	&& $(BIN)/epwatch slurm up --nodes 2 --cpus 2 --folder "$$folder/slurm" \
+	&& SLURM_CONF="$$folder/slurm/slurm.conf" $(BIN)/epwatch nightly $(SLURM_PLAN) --new
 
 test: setup  ## The fast tests
 	$(PYTEST) -m "not slow" -n 2 --dist loadfile
