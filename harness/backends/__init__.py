@@ -5,6 +5,8 @@ Listing them imports none of them, and not torch. Next to read: `harness.backend
 
 from __future__ import annotations
 
+import functools
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
@@ -14,7 +16,9 @@ from harness.errors import BackendError
 GROUP = "epwatch.backends"
 
 
-def _registered() -> dict[str, EntryPoint]:
+@functools.cache
+def _registered_on(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """The backends of the packages on `path`, which is sys.path; reading all of their metadata takes 10 ms."""
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
         other = found.setdefault(entry.name, entry)
@@ -23,6 +27,10 @@ def _registered() -> dict[str, EntryPoint]:
                 f"backend {entry.name!r} is registered twice, as {other.value} and as {entry.value}: uninstall one"
             )
     return found
+
+
+def _registered() -> dict[str, EntryPoint]:
+    return _registered_on(tuple(sys.path))
 
 
 def names() -> list[str]:
