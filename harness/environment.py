@@ -164,9 +164,18 @@ def topology() -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
+@functools.cache
+def _loaded() -> tuple[dict[str, str], dict[str, str]]:
+    """The code under test and the versions, as they were when this process first asked: what is committed or installed
+    later is not what it runs. Asking git five times for every run would take longer than a small run, too.
+    """
+    return tested_code(), versions()
+
+
 def capture(environ: Mapping[str, str]) -> Environment:
-    """Everything that may change under a series, as it is now on this machine."""
-    return Environment(code=tested_code(), versions=versions(), variables=variables(environ), topology=topology())
+    """Everything that may change under a series: what this process has loaded, and this machine as it is now."""
+    code, loaded = _loaded()
+    return Environment(code=dict(code), versions=dict(loaded), variables=variables(environ), topology=topology())
 
 
 def conditions(when: str) -> dict[str, float]:
