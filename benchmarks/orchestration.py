@@ -1,8 +1,8 @@
 """What a night on Slurm costs beyond its measuring, beside what one would write by hand: on a Slurm of this machine.
 
-    python benchmarks/orchestration.py                        two or three minutes on two cores
-    python benchmarks/orchestration.py --cases 10 100 1000    ten
-    python benchmarks/orchestration.py --cpus 4 --json FILE
+    python benchmarks/orchestration.py                        two to three minutes on two cores
+    python benchmarks/orchestration.py --cases 10 100 1000    eight
+    python benchmarks/orchestration.py --cpus 4 --ranks 4 --json FILE
 
 Needs Debian's slurmctld, slurmd, slurm-client and munge; no GPU. The cases are as small as cases can be, so that what
 is not measuring shows. Three questions:
@@ -50,6 +50,7 @@ from orchestration_tools import (
 )
 
 from harness import job as jobspec
+from harness.errors import EpwatchError
 from harness.job import JobSpec
 from harness.record import PlannedRun, new_run_id
 from jobs.private_slurm import PrivateSlurm, SlurmSettings
@@ -176,6 +177,7 @@ class Bench:
             "jobs": len(times),
             "wall_s": watched.wall_s,
             "measuring_s": sum(one.measuring_s for one in times),
+            "left_per_case_s": (watched.wall_s - self._options.wait - sum(one.measuring_s for one in times)) / count,
             "cpu_s": watched.cpu_s,
             "commands_cpu_s": watched.commands_cpu_s,
             "cpu_while_waiting": watched.cpu_share(submitted + 1, first),
@@ -259,6 +261,7 @@ def show_scale(nights: list[Figures]) -> None:
         ("jobs", lambda night: f"{night['jobs']}"),
         ("wall, s", lambda night: f"{night['wall_s']:.1f}"),
         ("  measuring, s", lambda night: f"{night['measuring_s']:.1f}"),
+        ("  left without the wait, s a case", lambda night: f"{night['left_per_case_s']:.3f}"),
         ("CPU of the command, s", lambda night: f"{night['cpu_s']:.2f}"),
         ("  of Slurm's commands, s", lambda night: f"{night['commands_cpu_s']:.2f}"),
         ("CPU while all jobs wait", lambda night: f"{100 * night['cpu_while_waiting']:.2f} %"),
@@ -281,9 +284,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, nargs="+", default=[10, 100], help="of the nights, one after another")
     parser.add_argument("--overhead-cases", type=int, default=50, help="in the one job whose overhead is measured")
-    parser.add_argument("--loop-cases", type=int, default=5, help="by hand, each in an srun of its own")
+    parser.add_argument("--loop-cases", type=int, default=4, help="by hand, each in an srun of its own")
     parser.add_argument("--rounds", type=int, default=3, help="of latency")
-    parser.add_argument("--wait", type=int, default=15, help="seconds that each night waits in the queue at first")
+    parser.add_argument("--wait", type=int, default=10, help="seconds that each night waits in the queue at first")
     parser.add_argument("--cpus", type=int, default=2, help="of the one node")
     parser.add_argument("--ranks", type=int, default=2, help="of each case")
     parser.add_argument("--iters", type=int, default=2, help="timed iterations of a phase")
@@ -321,4 +324,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EpwatchError as error:
+        sys.exit(str(error))
