@@ -84,14 +84,22 @@ class SlurmCluster:
 
     def submit(self, night: NightFolder, requests: Sequence[Request]) -> None:
         """Submit attempts, in as few calls of sbatch as their shapes allow. Raises `SubmitError` in Slurm's words."""
-        groups: dict[Shape, list[Attempt]] = {}
+        groups: dict[tuple[Shape, Shape], list[Attempt]] = {}
         for request in requests:
-            exclude = [*self.slow_hosts, *request.exclude]
-            shape = Shape.of(self._section, request.attempt.job.world, [host for host in exclude if is_host(host)])
-            groups.setdefault(shape, []).append(request.attempt)
-        for shape, attempts in groups.items():
+            world, slow = request.attempt.job.world, [host for host in self.slow_hosts if is_host(host)]
+            bad = [host for host in request.exclude if is_host(host)]
+            shapes = Shape.of(self._section, world, [*slow, *bad]), Shape.of(self._section, world, slow)
+            groups.setdefault(shapes, []).append(request.attempt)
+        for (shape, at_least), attempts in groups.items():
             for start in range(0, len(attempts), MOST_IN_ARRAY):
-                self._submit(night, shape, attempts[start : start + MOST_IN_ARRAY])
+                some = attempts[start : start + MOST_IN_ARRAY]
+                try:
+                    self._submit(night, shape, some)
+                except SubmitError as error:
+                    if error.passing or shape == at_least:
+                        raise
+                    # Without the hosts that failed there are too few: it waits until they are back.
+                    self._submit(night, at_least, some)
 
     def _submit(self, night: NightFolder, shape: Shape, attempts: Sequence[Attempt]) -> None:
         folder = _new_submission_folder(night)
@@ -237,9 +245,21 @@ class SlurmCluster:
         if envelope is not None:
             words = f"it ended with {envelope.kind}: {envelope.message}" if envelope.kind else envelope.message
             return JobState("ended", words, "failed", hosts, log_tail=envelope.trace)
+        if claim is None and self._waited_in_array(attempt):
+            return JobState("ended", "the job was cancelled while it waited; Slurm does not say by whom", "cancelled")
         said = _log_tail(attempt)
         killed = killed_says_srun(said) if self._section.launcher == "srun" else []
         return JobState("ended", end_in_words("gone", "", "", ""), "gone", hosts, log_tail=said, failures=tuple(killed))
+
+    def _waited_in_array(self, attempt: Attempt) -> bool:
+        """Whether Slurm still knows the array of an element it does not know: a cancelled one that had not begun."""
+        submitted = attempt.submitted
+        array, _, index = submitted.scheduler_id.partition("_") if submitted is not None else ("", "", "")
+        if not index:
+            return False
+        with contextlib.suppress(SlurmSilent):
+            return self.queue.knows(array)
+        return False
 
     def _bad_hosts(self, hosts: Sequence[str]) -> tuple[str, ...]:
         """Which of the hosts do not work; none where that cannot be told."""
@@ -264,9 +284,9 @@ def _new_submission_folder(night: NightFolder) -> Path:
 
 
 def _submissions(night: NightFolder) -> list[Submission]:
-    found = (
-        private_files.load(path, Submission) for path in (night.folder / SUBMISSIONS).glob(f"*/{_SUBMISSION_FILE}")
-    )
+    """Every submission of the night, oldest first."""
+    folders = sorted((night.folder / SUBMISSIONS).iterdir(), key=lambda folder: (len(folder.name), folder.name))
+    found = (private_files.load(folder / _SUBMISSION_FILE, Submission) for folder in folders)
     return [one for one in found if one is not None]
 
 

@@ -110,6 +110,10 @@ class SlurmQueue:
             found.setdefault(name, set()).update(elements(job))
         return {name: sorted(ids) for name, ids in found.items()}
 
+    def knows(self, array: str) -> bool:
+        """Whether squeue still has anything of an array. Raises `SlurmSilent`."""
+        return bool(self._squeue([array]))
+
     def down_nodes(self) -> list[str]:
         """Names of nodes that do not work. Raises `SlurmSilent`."""
         states = "--states=down,fail,no_respond,drained"
