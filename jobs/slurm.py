@@ -42,6 +42,8 @@ MOST_IN_ARRAY = 500
 
 _SUBMISSION_FILE = "submission.json"
 _SUBMITIT = "submitit"
+_NEVER_TOLD = "could not find submitted jobs in path"
+"""What submitit says in a job whose submitter died before it could hand over what is to be done."""
 _FIRST_POLL_S, _LAST_POLL_S, _SLOWER_BY = 1.0, 20.0, 15.0
 _PASSING = re.compile(
     r"unable to contact slurm controller|socket timed out|connection (?:refused|reset)|temporarily unable|"
@@ -160,6 +162,8 @@ class SlurmCluster:
             ids = known.get(submission.name, []) if submission is not None else []
             array = submission is not None and len(submission.attempts) > 1
             found = next((one for one in ids if not array or one.endswith(f"_{index}")), None)
+            if submission is not None and found is not None:
+                self._hand_over(night, submission, attempt, found)
             claim = attempt.claim
             if claim is not None and claim.by == "command":
                 # An earlier process gave it up; its job, if it ever begins, finds that and ends.
@@ -174,6 +178,21 @@ class SlurmCluster:
                 private_files.save(
                     Submitted(scheduler_id=found, name=name, at=utc_now()), attempt.folder / SUBMITTED_FILE
                 )
+
+    def _hand_over(self, night: NightFolder, submission: Submission, attempt: Attempt, job: str) -> None:
+        """Tell a job what it is to do, where submitit died before it could: it waits a minute for that."""
+        from submitit.core.utils import DelayedSubmission, JobPaths
+
+        from jobs.rank_task import run_task
+
+        folder = night.folder / SUBMISSIONS / submission.name.rpartition("-")[2] / _SUBMITIT
+        target = JobPaths(folder, job_id=job).submitted_pickle
+        if not target.exists():
+            told = DelayedSubmission(run_task, str(attempt.folder), self._section.launcher)
+            told.set_timeout(self._limit_min, 0)
+            partial = target.with_suffix(".partial")
+            told.dump(partial)
+            partial.replace(target)
 
     def look(self, attempts: Sequence[Attempt]) -> dict[Attempt, JobState]:
         """How each attempt is; Slurm is asked at most once in a poll's time, and once for all."""
@@ -225,6 +244,8 @@ class SlurmCluster:
             bad = self._bad_hosts(hosts) if cause == "node" else ()
             words = end_in_words(cause, entry.state, entry.exit_code, ",".join(bad or hosts))
             said = _log_tail(attempt) if cause != "done" else ""
+            if cause == "failed" and claim is None and _NEVER_TOLD in said:
+                return JobState("ended", "its submission was cut short: it was never told what to do", "lost", hosts)
             killed = killed_says_srun(said) if self._section.launcher == "srun" else []
             return JobState("ended", words, cause, hosts, bad, said, tuple(killed))
         if entry.state in RUNNING:
