@@ -15,6 +15,7 @@ from pathlib import Path
 import filelock
 
 from harness.errors import EpwatchError
+from jobs.private_files import require_trusted
 
 MEASURING_LOCK = ".measuring.lock"
 _NIGHT_LOCK = ".night.lock"
@@ -30,8 +31,12 @@ class FolderError(EpwatchError):
 
 @contextlib.contextmanager
 def one_night(jobs_folder: Path) -> Iterator[None]:
-    """Hold the jobs folder for one night. Raises `BusyError` at once when another night has it."""
+    """Hold the jobs folder for one night.
+
+    Raises `BusyError` at once when another night has it, `UntrustedFolder` where others could put a night into it.
+    """
     make_folder(jobs_folder)
+    require_trusted(jobs_folder)
     lock = filelock.FileLock(jobs_folder / _NIGHT_LOCK, timeout=0)
     try:
         lock.acquire()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from harness import environment
 from harness.case import Case
 from harness.errors import EpwatchError
+from jobs import private_files
 from jobs.cluster import Cluster, SubmitError
 from jobs.exclusive import one_night
 from jobs.night_folder import Finished, Manifest, NightFolder
@@ -96,11 +97,12 @@ def newest(jobs_folder: Path, plan_name: str) -> NightFolder:
 
 
 def unfinished(jobs_folder: Path, plan_name: str) -> NightFolder | None:
-    """The newest night of the plan, where it is not finished."""
+    """The newest night of the plan, where it is not finished. Raises `UntrustedFolder` for one others could alter."""
     try:
         night = newest(jobs_folder, plan_name)
     except NoNight:
         return None
+    private_files.require_trusted(night.folder)
     return night if night.finished is None else None
 
 
