@@ -266,6 +266,7 @@ class Night:
             platform=noted_platform(attempt.logs) or (claim.platform if claim is not None else None),
             environment_there=claim.environment if claim is not None else None,
             scheduler_job=f"Slurm job {submitted.scheduler_id}" if submitted and claim and claim.scheduler_id else "",
+            launcher=self.plan.cluster(attempt.job.cluster).launcher if claim and claim.scheduler_id else "",
         )
 
     def _submit_owed(self) -> None:
