@@ -72,7 +72,7 @@ class Place:
 
     def in_queue(self):
         """Jobs of this folder's newest night that wait or run."""
-        names = self.slurm.run("squeue", "-h", "-o", "%j").split()
+        names = self.slurm.run("squeue", "-h", "--array", "-o", "%j").split()
         return [name for name in names if self.night().name in name]
 
 
