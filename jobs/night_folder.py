@@ -57,12 +57,13 @@ Cause = Literal[
     "cancelled",
     "memory",
     "queue",
+    "refused",
     "lost",
     "gone",
 ]
 """How an attempt ended. done: by itself, whatever its runs gave. failed: with an error; killed: a process died by a
-signal. node: its node's fault. queue: it waited too long. lost: it was never begun. gone: the scheduler has no trace of
-it, and it left no result."""
+signal. node: its node's fault. queue: it waited too long. refused: the cluster takes no such job. lost: it was never
+begun. gone: the scheduler has no trace of it, and it left no result."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -88,7 +88,7 @@ class Night:
     def advance(self) -> bool:
         """One look at everything, and what follows from it. True when nothing more is to be done.
 
-        Raises `SubmitError` when a cluster refuses the night's jobs for good, or for longer than is patient.
+        Raises `SubmitError` when a cluster refuses all of the night's jobs for good, or any for longer than is patient.
         """
         self._collect()
         self._settle_ended()
@@ -297,6 +297,11 @@ class Night:
             else:
                 # Slurm lists a job that it refuses, as one that failed: looked for, it would be taken for submitted.
                 cluster.cancel(lacking)
+                if self.begun:
+                    for (job, _), request in zip(wanted, requests, strict=True):
+                        if request.attempt in lacking:
+                            self._settle(request.attempt, job, JobState("ended", str(error), "refused"))
+                    return
             self._refused(error)
         else:
             self._refusal, self._refused_since = "", None
@@ -339,7 +344,13 @@ class Night:
 _BY_THEMSELVES = frozenset({"done", "failed", "hung", "killed", "memory"})
 """Ends of which the ranks' own words say more than the cluster's."""
 
-_KINDS = {"cancelled": "Cancelled", "queue": "QueueDeadline", "node": "NodeFailed", "preempted": "Preempted"}
+_KINDS = {
+    "cancelled": "Cancelled",
+    "queue": "QueueDeadline",
+    "refused": "Refused",
+    "node": "NodeFailed",
+    "preempted": "Preempted",
+}
 """What a failure is called that its ranks could not name."""
 
 

@@ -6,7 +6,7 @@ Pure. Called by `jobs.nightly`. The rules:
 - A run during which ranks died, failed or hung gets a strike; at `tries` strikes it is given up. Those behind it in the
   queue get none, and are tried again without it standing in their way again.
 - An attempt that ended before any run had begun counts against all: so many of these in a row and all are given up.
-- Whoever cancels a job means it: what it owed is given up at once.
+- Whoever cancels a job means it: what it owed is given up at once. So is what a cluster refuses for good.
 - However often the cluster interferes, after `MOST_IN_VAIN` attempts in a row without a single record the job is given
   up, so that every night ends.
 """
@@ -23,7 +23,7 @@ from jobs.night_folder import Cause, Settled
 MOST_IN_VAIN = 5
 
 _NOBODYS_FAULT: frozenset[Cause] = frozenset({"node", "preempted", "lost"})
-_FINAL: frozenset[Cause] = frozenset({"cancelled", "queue"})
+_FINAL: frozenset[Cause] = frozenset({"cancelled", "queue", "refused"})
 
 
 @dataclass(frozen=True)

@@ -85,23 +85,37 @@ class SlurmCluster:
         return min(_LAST_POLL_S, max(_FIRST_POLL_S, quiet_s / _SLOWER_BY))
 
     def submit(self, night: NightFolder, requests: Sequence[Request]) -> None:
-        """Submit attempts, in as few calls of sbatch as their shapes allow. Raises `SubmitError` in Slurm's words."""
+        """Submit attempts, in as few calls of sbatch as their shapes allow, those that are not refused.
+
+        Raises `SubmitError` in Slurm's words.
+        """
         groups: dict[tuple[Shape, Shape], list[Attempt]] = {}
         for request in requests:
             world, slow = request.attempt.job.world, [host for host in self.slow_hosts if is_host(host)]
             bad = [host for host in request.exclude if is_host(host)]
             shapes = Shape.of(self._section, world, [*slow, *bad]), Shape.of(self._section, world, slow)
             groups.setdefault(shapes, []).append(request.attempt)
-        for (shape, at_least), attempts in groups.items():
+        refusals = []
+        for shapes, attempts in groups.items():
             for start in range(0, len(attempts), MOST_IN_ARRAY):
-                some = attempts[start : start + MOST_IN_ARRAY]
                 try:
-                    self._submit(night, shape, some)
+                    self._submit_as(shapes, night, attempts[start : start + MOST_IN_ARRAY])
                 except SubmitError as error:
-                    if error.passing or shape == at_least:
+                    if error.passing:
                         raise
-                    # Without the hosts that failed there are too few: it waits until they are back.
-                    self._submit(night, at_least, some)
+                    refusals.append(str(error))
+        if refusals:
+            raise SubmitError("; ".join(dict.fromkeys(refusals)))
+
+    def _submit_as(self, shapes: tuple[Shape, Shape], night: NightFolder, attempts: Sequence[Attempt]) -> None:
+        """Submit one array without the hosts that failed, or where too few are left then, to wait until they are back."""
+        wanted, at_least = shapes
+        try:
+            self._submit(night, wanted, attempts)
+        except SubmitError as error:
+            if error.passing or wanted == at_least:
+                raise
+            self._submit(night, at_least, attempts)
 
     def _submit(self, night: NightFolder, shape: Shape, attempts: Sequence[Attempt]) -> None:
         folder = _new_submission_folder(night)
