@@ -82,6 +82,19 @@ def test_a_refused_night_is_followed_by_a_new_one(slurm, tmp_path):
     assert len(there.json("nights")) == 2
 
 
+def test_what_no_node_holds_is_a_failed_run_and_the_rest_is_measured(own_slurm, tmp_path):
+    worlds = plan_text({"backend": "torch", "ranks": [1, 2]}, cluster={"tasks_per_node": 1})
+    there = Place(tmp_path, own_slurm(nodes=1), worlds)
+    done = there.epwatch("nightly", "plan.toml")
+    assert done.returncode == 3, done.stderr
+    small, large = sorted(there.records(), key=lambda one: one.case.ranks)
+    assert (small.outcome, large.outcome, large.failure.kind) == ("ok", "failed", "Refused")
+    assert large.failure.message.startswith("Slurm refuses the job: ")
+    assert large.failure.message in done.stdout
+    assert there.night().finished.given_up == ""
+    assert [one["state"] for one in there.json("nightly", "status", "plan.toml")["jobs"]] == ["done", "failed"]
+
+
 def test_a_jobs_folder_that_others_can_write_to_is_refused(slurm, tmp_path):
     there = Place(tmp_path, slurm, small(jobs="shared"))
     folder = tmp_path / "shared"
@@ -100,7 +113,7 @@ def test_a_night_whose_folder_others_could_write_to_is_not_gone_on_with(slurm, t
     assert "can be written by others" in sentence(there.epwatch("collect", "plan.toml"))
     there.night().folder.chmod(0o700)
     assert there.epwatch("nightly", "cancel", "plan.toml").returncode == 0
-    assert there.in_queue() == []
+    wait_until(lambda: not there.in_queue(), "the job has ended")
 
 
 def submitted(there):
@@ -164,6 +177,7 @@ def test_a_cancelled_night_is_over_for_every_command(waiting):
     submitted(waiting)
 
 
+@pytest.mark.slow
 def test_a_controller_that_is_down_is_waited_for(own_slurm, tmp_path):
     slurm = own_slurm(nodes=1)
     there = Place(tmp_path, slurm, small())
