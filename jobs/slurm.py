@@ -108,7 +108,7 @@ class SlurmCluster:
             raise SubmitError("; ".join(dict.fromkeys(refusals)))
 
     def _submit_as(self, shapes: tuple[Shape, Shape], night: NightFolder, attempts: Sequence[Attempt]) -> None:
-        """Submit one array without the hosts that failed, or where too few are left then, to wait until they are back."""
+        """Submit one array without the hosts that failed; where too few are left then, to wait until they are back."""
         wanted, at_least = shapes
         try:
             self._submit(night, wanted, attempts)

@@ -227,7 +227,7 @@ class Scene:
 
 def kill(process):
     """SIGKILL for a command alone, whatever it has started."""
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     process.stdout.close()
     process.stderr.close()

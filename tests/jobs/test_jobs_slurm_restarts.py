@@ -17,7 +17,7 @@ SBATCH = """\
 if [ {when} = before ]; then touch {folder}/waits; until [ -e {folder}/go ]; do sleep 0.05; done; fi
 said=$({real} "$@"); code=$?
 if [ {when} = after ]; then touch {folder}/waits; until [ -e {folder}/go ]; do sleep 0.05; done; fi
-echo "$said"; touch {folder}/over; exit $code
+touch {folder}/over; echo "$said"; exit $code
 """
 
 
@@ -74,13 +74,13 @@ def test_killed_before_sbatch_was_through_its_job_ends_without_measuring(scene):
     with scene.going(**sbatch.environment) as command:
         until(lambda: sbatch.is_at("waits"), "sbatch")
         kill(command)
-    with scene.going() as command:
-        scene.measuring(2)
-        sbatch.go()
-        first, second = scene.attempts()
-        until(lambda: len(scene.queue()) == 1, "the end of the job that came too late")
-        scene.no_fault("combine.0.hold")
-        out, err = command.communicate(timeout=120)
+        with scene.going() as command:
+            scene.measuring(2)
+            sbatch.go()
+            first, second = scene.attempts()
+            until(lambda: len(scene.queue()) == 1, "the end of the job that came too late")
+            scene.no_fault("combine.0.hold")
+            out, err = command.communicate(timeout=120)
     assert command.returncode == 0, out + err
     assert (first.settled.cause, second.settled.cause) == ("lost", "done")
     assert not first.logs.exists()
