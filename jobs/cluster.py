@@ -51,12 +51,13 @@ class Request:
 class Cluster(Protocol):
     """Where jobs run.
 
-    measures_here: whether its jobs run on this machine, so that other work disturbs them. at_once: how many attempts it
-    may be given at the same time, None for any number.
+    measures_here: whether its jobs run on this machine, so that other work disturbs them. at_once: how many attempts at
+    most run at the same time. queues: whether it sees to that itself among attempts that it is given together.
     """
 
     measures_here: bool
-    at_once: int | None
+    queues: bool
+    at_once: int
 
     @property
     def poll_s(self) -> float:

@@ -32,7 +32,8 @@ class LocalCluster:
     """Runs jobs on this machine. jobs_folder: holds the lock that keeps measurements apart."""
 
     measures_here = True
-    at_once: int | None = 1
+    queues = False
+    at_once = 1
     poll_s = 0.2
 
     def __init__(self, jobs_folder: Path) -> None:

@@ -275,8 +275,8 @@ class Night:
         for name, cluster in self._clusters.items():
             waiting = [job for job in self._jobs if job.packed.cluster == name and not job.in_flight]
             wanted = [(job, owed) for job in waiting if (owed := job.owed(self._recorded))]
-            if cluster.at_once is not None:
-                flying = sum(job.in_flight is not None for job in self._jobs if job.packed.cluster == name)
+            flying = sum(job.in_flight is not None for job in self._jobs if job.packed.cluster == name)
+            if flying or not cluster.queues:
                 wanted = wanted[: max(0, cluster.at_once - flying)]
             if wanted:
                 self._submit(cluster, wanted)

@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,7 +31,7 @@ from jobs.launchers import killed_says_srun
 from jobs.night_folder import CLAIM_FILE, SUBMISSIONS, SUBMITTED_FILE, Attempt, Claim, NightFolder, Submitted
 from jobs.plan_clusters import ClusterSection, is_host
 from jobs.slurm_queue import Entry, SlurmQueue, SlurmSilent
-from jobs.slurm_submit import Shape, interpreter, parameters, submitters_environment
+from jobs.slurm_submit import Shape, interpreter, parameters, submitters_environment, turn_parameters, turns
 from jobs.slurm_words import RUNNING, cause_of, could_not_be_launched, end_in_words, reason_in_words
 
 if TYPE_CHECKING:
@@ -67,10 +67,11 @@ class SlurmCluster:
     """A Slurm cluster as a plan describes it. slow_hosts: left out of every job."""
 
     measures_here = False
-    at_once: int | None = None
+    queues = True
 
     def __init__(self, section: ClusterSection, job_deadline_s: float, slow_hosts: Sequence[str] = ()) -> None:
         self._section = section
+        self.at_once = section.jobs_at_once
         self._limit_min = section.limit_min(job_deadline_s)
         self.slow_hosts = tuple(slow_hosts)
         self.queue = SlurmQueue()
@@ -95,43 +96,56 @@ class SlurmCluster:
             bad = [host for host in request.exclude if is_host(host)]
             shapes = Shape.of(self._section, world, [*slow, *bad]), Shape.of(self._section, world, slow)
             groups.setdefault(shapes, []).append(request.attempt)
+        arrays = [
+            (shapes, attempts[start : start + MOST_IN_ARRAY])
+            for shapes, attempts in groups.items()
+            for start in range(0, len(attempts), MOST_IN_ARRAY)
+        ]
+        ids: list[str] = []
         refusals = []
-        for shapes, attempts in groups.items():
-            for start in range(0, len(attempts), MOST_IN_ARRAY):
-                try:
-                    self._submit_as(shapes, night, attempts[start : start + MOST_IN_ARRAY])
-                except SubmitError as error:
-                    if error.passing:
-                        raise
-                    refusals.append(str(error))
+        for (shapes, attempts), turn in zip(
+            arrays, turns([len(attempts) for _, attempts in arrays], self.at_once), strict=True
+        ):
+            after = "" if turn.after is None else ids[turn.after]
+            asked = turn_parameters(turn.at_once, after)
+            try:
+                ids.append(self._submit_as(shapes, night, attempts, asked))
+            except SubmitError as error:
+                if error.passing:
+                    raise
+                # Who is to wait for this one waits for whom it would have waited for.
+                ids.append(after)
+                refusals.append(str(error))
         if refusals:
             raise SubmitError("; ".join(dict.fromkeys(refusals)))
 
-    def _submit_as(self, shapes: tuple[Shape, Shape], night: NightFolder, attempts: Sequence[Attempt]) -> None:
+    def _submit_as(
+        self, shapes: tuple[Shape, Shape], night: NightFolder, attempts: Sequence[Attempt], asked: dict[str, Any]
+    ) -> str:
         """Submit one array without the hosts that failed; where too few are left then, to wait until they are back."""
         wanted, at_least = shapes
         try:
-            self._submit(night, wanted, attempts)
+            return self._submit(night, wanted, attempts, asked)
         except SubmitError as error:
             if error.passing or wanted == at_least:
                 raise
-            self._submit(night, at_least, attempts)
+            return self._submit(night, at_least, attempts, asked)
 
-    def _submit(self, night: NightFolder, shape: Shape, attempts: Sequence[Attempt]) -> None:
+    def _submit(self, night: NightFolder, shape: Shape, attempts: Sequence[Attempt], asked: dict[str, Any]) -> str:
+        """Submit one array, with what is asked of it besides; its id."""
         folder = _new_submission_folder(night)
         name = f"epwatch-{night.name}-{folder.name}"
         paths = [str(attempt.folder.relative_to(night.folder)) for attempt in attempts]
         submission = Submission(name=name, cluster=self._section.name, at=utc_now(), attempts=paths)
         private_files.save(submission, folder / _SUBMISSION_FILE)
-        jobs = self._sbatch(folder, shape, name, attempts)
+        jobs = self._sbatch(folder, parameters(self._section, shape, name, self._limit_min) | asked, attempts)
         for attempt, job in zip(attempts, jobs, strict=True):
             submitted = Submitted(scheduler_id=job.job_id, name=name, at=utc_now())
             private_files.save(submitted, attempt.folder / SUBMITTED_FILE)
         self._changed_at = time.monotonic()
+        return str(jobs[0].job_id).partition("_")[0]
 
-    def _sbatch(
-        self, folder: Path, shape: Shape, name: str, attempts: Sequence[Attempt]
-    ) -> Sequence[submitit.Job[None]]:
+    def _sbatch(self, folder: Path, asked: dict[str, Any], attempts: Sequence[Attempt]) -> Sequence[submitit.Job[None]]:
         import submitit
 
         from jobs.rank_task import run_task
@@ -139,7 +153,6 @@ class SlurmCluster:
         for program in ("sbatch", "srun"):
             if shutil.which(program) is None:
                 raise SubmitError(f"there is no {program} here: run epwatch where Slurm's commands are")
-        asked = parameters(self._section, shape, name, self._limit_min)
         try:
             executor = submitit.SlurmExecutor(folder / _SUBMITIT, python=interpreter(self._section))
             executor.update_parameters(**asked)

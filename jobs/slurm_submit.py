@@ -51,9 +51,39 @@ class Shape:
         )
 
 
+@dataclass(frozen=True)
+class Turn:
+    """When the jobs of an array may run. at_once: how many of them together. after: the array, by its place, all of
+    whose jobs have to end first; None for none.
+    """
+
+    at_once: int
+    after: int | None = None
+
+
+def turns(sizes: Sequence[int], most: int) -> list[Turn]:
+    """Turns for arrays of so many jobs each, with which never more than `most` jobs of all of them run together.
+
+    Slurm keeps an array to its own limit and knows none of several: they share the limit out, and where there are more
+    arrays than may run jobs, each waits for another's end.
+    """
+    if len(sizes) > most:
+        return [Turn(1, place - most if place >= most else None) for place in range(len(sizes))]
+    shares = [1] * len(sizes)
+    for _ in range(min(most, sum(sizes)) - len(sizes)):
+        neediest = max(range(len(sizes)), key=lambda place: sizes[place] / shares[place])
+        shares[neediest] += 1
+    return [Turn(share) for share in shares]
+
+
 def interpreter(section: ClusterSection) -> str:
     """The command of Python on the nodes, as the shell takes it."""
     return shlex.quote(section.python or sys.executable)
+
+
+def turn_parameters(at_once: int, after: str) -> dict[str, Any]:
+    """Those of `parameters` that say when. after: id of the array to wait for, "" for none."""
+    return {"array_parallelism": at_once} | ({"dependency": f"afterany:{after}"} if after else {})
 
 
 def parameters(section: ClusterSection, shape: Shape, name: str, limit_min: int) -> dict[str, Any]:
@@ -76,7 +106,6 @@ def parameters(section: ClusterSection, shape: Shape, name: str, limit_min: int)
         "exclude": ",".join(shape.exclude) or None,
         "exclusive": section.exclusive or None,
         "signal_delay_s": min(NOTICE_S, limit_min * 60 // 2),
-        "array_parallelism": section.jobs_at_once,
         "wckey": None,
         "use_srun": section.launcher != "mpirun",
         "srun_args": srun_arguments(section),

@@ -38,7 +38,7 @@ _REASONS = {
     "None": "Slurm has not looked at it yet",
     "Resources": "waits for nodes to become free",
     "Priority": "other jobs come first",
-    "Dependency": "waits for another job",
+    "Dependency": "waits for other jobs of this night (jobs_at_once)",
     "BeginTime": "its time to begin has not come",
     "JobArrayTaskLimit": "waits for other jobs of this night (jobs_at_once)",
     "Reservation": "waits for its reservation",
