@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) \
 	$(wildcard ep_core/csrc/*.cpp ep_core/csrc/*.hpp ep_core/csrc/*.cc ep_core/csrc/*.h)
 CXX_SOURCES := $(wildcard ep_core/csrc/*.cpp ep_core/csrc/*.hpp ep_core/csrc/*.cc ep_core/csrc/*.h)
-BENCHMARKS := host_engine command_start history gate detection attribution calibration orchestration
+BENCHMARKS := host_engine command_start history gate detection attribution calibration nodes orchestration
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help

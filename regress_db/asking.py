@@ -93,6 +93,17 @@ class Asking:
 
         return Answer(changes(_itself(self), Selection.of(*texts, since=since, until=until), **how), ChangeLine)
 
+    def nodes(
+        self, *texts: str, since: Time = None, until: Time = None, cluster: str | None = None, level: float = 0.01
+    ) -> Answer[Any]:
+        """What each node does to its runs, the slowest first; see `nodes.node_effects`."""
+        from regress_db.frames import Answer
+        from regress_db.nodes import NodeEffect, node_effects
+        from regress_db.selection import Selection
+
+        chosen = Selection.of(*texts, since=since, until=until)
+        return Answer(node_effects(_itself(self), chosen, cluster=cluster, level=level), NodeEffect)
+
     def verdicts(self, night: str = "latest") -> Answer[Any]:
         """What was said of a night, series by series, worst first; see `verdicts.stored_verdict`."""
         from regress_db.frames import Answer

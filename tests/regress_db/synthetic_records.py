@@ -94,8 +94,17 @@ def ok_record(
     platform: Platform = PLATFORM,
     env: Environment | None = None,
     hostname: str = "node-1",
+    hostnames: Sequence[str] = (),
 ) -> Record:
-    """A run whose value (`slowest_p50_us`) is close to the given latency of each phase."""
+    """A run whose value (`slowest_p50_us`) is close to the given latency of each phase.
+
+    hostnames: ranks stand on them in turn; without them all stand on hostname.
+    """
+    hosts = hostnames or [hostname]
+    placement = [
+        RankPlacement(rank=rank, hostname=hosts[rank % len(hosts)], cpus=str(rank), numa="0")
+        for rank in range(case.ranks)
+    ]
     chance = random.Random(seed)
     samples = {
         phase: [[around * chance.uniform(0.99, 1.01) for _ in range(iters)] for _ in range(case.ranks)]
@@ -106,7 +115,10 @@ def ok_record(
         case=case,
         platform=platform,
         environment=env or environment(),
-        nodes=[Node(hostname=hostname, ranks=list(range(case.ranks)))],
+        nodes=[
+            Node(hostname=host, ranks=[one.rank for one in placement if one.hostname == host])
+            for host in dict.fromkeys(hosts)
+        ],
         started_at=started.isoformat(),
         ended_at=(started + timedelta(seconds=3)).isoformat(),
         warmup=10,
@@ -118,7 +130,7 @@ def ok_record(
         repeat=repeat,
         conditions={"load_1m_before": 0.5},
         notes=["a note"],
-        placement=[RankPlacement(rank=rank, hostname=hostname, cpus=str(rank), numa="0") for rank in range(case.ranks)],
+        placement=placement,
         launcher="torchrun",
     )
 

@@ -8,7 +8,6 @@ import pytest
 from synthetic_records import CASE, PLATFORM, START, failed_record, ok_record
 
 from harness import record as records
-from harness.record import Node
 from regress_db.errors import FilterError, NotFoundError
 from regress_db.ingest import collect
 from regress_db.nights import open_night
@@ -48,12 +47,8 @@ class Cluster:
                         started=started + timedelta(minutes=index + 20 * repeat),
                         seed=self.chance.randrange(2**31),
                         platform=self.platform,
-                        hostname=on[0],
+                        hostnames=on,
                     )
-                    if per_run == 2:
-                        made = msgspec.structs.replace(
-                            made, nodes=[Node(hostname=on[0], ranks=[0]), Node(hostname=on[1], ranks=[1])]
-                        )
                     records.write(made, self.spool)
         assert not collect(self.history, self.spool).quarantined
 
@@ -159,3 +154,10 @@ def test_an_empty_history_has_no_node_and_numbers_out_of_range_are_refused(histo
         node_effects(history, level=1.5)
     with pytest.raises(FilterError, match="at least 1"):
         node_effects(history, since_nights=0)
+
+
+def test_a_notebook_asks_the_same(cluster):
+    cluster.measure(8, effects={"n3": 1.1})
+    asked = cluster.history.nodes("mode=ll", since=START, cluster="local")
+    assert list(asked) == node_effects(cluster.history, Selection.of("mode=ll", since=START))
+    assert asked.column("verdict")[0] == "slow"
