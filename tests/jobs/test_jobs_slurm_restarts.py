@@ -67,8 +67,10 @@ def test_killed_after_sbatch_had_the_jobs_the_next_command_finds_them(scene):
     assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 def test_killed_before_sbatch_was_through_its_job_ends_without_measuring(scene):
-    scene.plan({})
+    """It waits a minute for submitit to tell it what to do."""
+    scene.plan({}, heartbeat_s=100.0)
     scene.fault("combine.0.hold")
     sbatch = Sbatch(scene, "before")
     with scene.going(**sbatch.environment) as command:
