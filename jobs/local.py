@@ -82,6 +82,8 @@ class LocalCluster:
             return JobState("running", hosts=(hostname(),))
         self.cancel([attempt])
         envelope = read_envelope(attempt.folder / work.ENVELOPE_FILE)
+        if envelope is None and job is None:
+            return JobState("ended", "the job died with the command that had started it", "node", (hostname(),))
         if envelope is None:
             words = "the job's process died without a word: it was killed, or the machine ran out of memory"
             return JobState("ended", words, "killed", (hostname(),), log_tail=_log_tail(attempt.folder))

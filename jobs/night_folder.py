@@ -62,8 +62,8 @@ Cause = Literal[
     "gone",
 ]
 """How an attempt ended. done: by itself, whatever its runs gave. failed: with an error; killed: a process died by a
-signal. node: its node's fault. queue: it waited too long. refused: the cluster takes no such job. lost: it was never
-begun. gone: the scheduler has no trace of it, and it left no result."""
+signal. node: its node's fault, or whoever's who ended all of the night there. queue: it waited too long. refused: the
+cluster takes no such job. lost: it was never begun. gone: the scheduler has no trace of it, and it left no result."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -173,7 +173,8 @@ def _slurm_conf(description: Description) -> str:
         "MessageTimeout=5",
         # What ends a job whose processes ignore SIGTERM, as submitit's do.
         "KillWait=2",
-        "UnkillableStepTimeout=15",
+        # A step that ended while slurmctld was away tells it a minute later; until then it seems not to be killed.
+        "UnkillableStepTimeout=120",
         # Where there is no accounting, squeue and scontrol are all that knows of ended jobs.
         "MinJobAge=86400",
         "MailProg=/bin/true",

@@ -92,7 +92,7 @@ class Scene:
 
     def no_fault(self, name):
         """Have it do so no longer."""
-        (self._faults / name).unlink()
+        (self._faults / name).unlink(missing_ok=True)
 
     def plan(self, *cases, cluster=None, **measure):
         """Write the plan: its cases as they differ from `CASE`, what its cluster adds, how it measures."""

@@ -108,7 +108,7 @@ def killed_at_random(scene, chance):
         yield command
 
 
-def survives_random_kills(scene, seed, kills=5):
+def survives_random_kills(scene, seed, kills):
     chance = random.Random(seed)
     for _ in range(kills):
         with killed_at_random(scene, chance) as command:
@@ -127,15 +127,16 @@ def survives_random_kills(scene, seed, kills=5):
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
 def test_a_night_whose_command_is_killed_again_and_again_measures_each_run_once(scene, seed):
     scene.plan({"backend": "torch"}, repeats=2)
-    survives_random_kills(scene, seed)
+    survives_random_kills(scene, seed, kills=5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_night_on_this_machine_does_so_too(tmp_path, seed):
+def test_a_night_on_this_machine_does_so_too_whose_jobs_die_with_it(tmp_path, seed):
+    """Five times in a row without a record it would be given up."""
     with Scene(tmp_path) as scene:
         scene.plan({"backend": "torch"}, repeats=2)
-        survives_random_kills(scene, seed)
+        survives_random_kills(scene, seed, kills=4)
 
 
 def test_ctrl_c_leaves_the_jobs_running_and_cancel_ends_them(scene):
@@ -249,28 +250,49 @@ def test_a_spool_that_takes_no_record_costs_a_try_and_a_late_record_no_row(scene
     assert scene.rows() == [row]
 
 
+def away(scene, *, hard, meanwhile):
+    """A night of which one job runs and one waits while the controller is away; what its command printed."""
+    scene.plan({}, repeats=2, heartbeat_s=100.0)
+    scene.fault("combine.0.hold")
+    with scene.going() as command:
+        scene.measuring(name="repeat0")
+        # slurmctld writes its state down every few seconds: what it knew less than that before SIGKILL is lost.
+        time.sleep(8 if hard else 0)
+        scene.slurm.stop_controller(hard=hard)
+        meanwhile(command)
+        scene.slurm.start_controller()
+        scene.no_fault("combine.0.hold")
+        out, err = command.communicate(timeout=200)
+    assert command.returncode == 0, out + err
+    assert [attempt.number for attempt in scene.attempts()] == [1, 1]
+    assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
+
+
 @pytest.mark.parametrize("hard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_controller_that_is_away_for_a_while_ends_no_job(tmp_path, own_slurm, hard):
-    """One job runs and one waits meanwhile; what Slurm's commands say then is taken for nothing."""
-    slurm = own_slurm(nodes=1)
-    with Scene(tmp_path, slurm) as scene:
-        scene.plan({}, repeats=2)
-        scene.fault("combine.0.hold")
-        with scene.going() as command:
-            scene.measuring(name="repeat0")
-            # slurmctld writes its state down every few seconds: what it knew less than that before SIGKILL is lost.
-            time.sleep(8 if hard else 0)
-            slurm.stop_controller(hard=hard)
+    """What Slurm's commands say then is taken for nothing."""
+
+    def looks_a_few_times(command):
+        time.sleep(5)
+        assert command.poll() is None
+
+    with Scene(tmp_path, own_slurm(nodes=1)) as scene:
+        away(scene, hard=hard, meanwhile=looks_a_few_times)
+
+
+@pytest.mark.slow
+def test_a_job_that_ends_while_the_controller_is_away_has_ended(tmp_path, own_slurm):
+    """Slurm's daemon of the node tells the controller a minute later, and keeps the node until then."""
+    with Scene(tmp_path, own_slurm(nodes=1)) as scene:
+
+        def it_ends(command):
             scene.no_fault("combine.0.hold")
             first = scene.attempts("repeat0")[0]
             until(lambda: (first.folder / "envelope-0.json").exists(), "the end of the first job")
             time.sleep(5)
             assert command.poll() is None
-            slurm.start_controller()
-            out, err = command.communicate(timeout=150)
-        assert command.returncode == 0, out + err
-        assert [attempt.number for attempt in scene.attempts()] == [1, 1]
-        assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
+
+        away(scene, hard=False, meanwhile=it_ends)
 
 
 @pytest.mark.slow
