@@ -20,6 +20,9 @@ from harness.job import JobSpec
 from harness.progress import RECORDED, WAITS, Progress
 from harness.record import Failure, Outcome, PlannedRun
 
+OUT_OF_TIME = "JobDeadline"
+"""The kind of a failure of ranks that got on, but not by the job's deadline."""
+
 LOG_TAIL_LINES = 40
 HUNG_TAILS = 4
 _FILE = "diagnosis.json"
@@ -66,10 +69,10 @@ def read(log_folder: Path) -> Diagnosis | None:
         return None
 
 
-def hung(spec: JobSpec, why: str) -> Diagnosis:
-    """What each rank was at when it was ended as hung. To blame is one of those furthest behind: the others may wait.
+def halted(spec: JobSpec, why: str, *, alive: bool = False) -> Diagnosis:
+    """What each rank was at when all were ended. To blame is one of those furthest behind: the others may wait.
 
-    why: what passed without a sign of life, in words.
+    why: what passed, in words. alive: whether they got on until then, and so were too slow; else they hung.
     """
     steps = {rank: entries for rank, entries in _steps(spec).items() if entries}
     where, behind, phase = "no rank had begun", [], ""
@@ -83,12 +86,17 @@ def hung(spec: JobSpec, why: str) -> Diagnosis:
         phase = next((phase for phase in PHASES if phase in steps[behind[0]][-1].step), "")
     tails = [f"rank {rank}:\n{tail(Path(spec.log_folder), rank)}" for rank in behind[:HUNG_TAILS]]
     rank = behind[0] if len(behind) == 1 else -1
-    in_phase = f"hung in {phase}" if phase else "hung"
-    on_rank = f" on rank {rank}" if rank >= 0 else ""
+    if alive:
+        outcome: Outcome = "failed"
+        kind, rank, message = OUT_OF_TIME, -1, f"out of time: {why}, {where}"
+    else:
+        in_phase = f"hung in {phase}" if phase else "hung"
+        on_rank = f" on rank {rank}" if rank >= 0 else ""
+        outcome, kind, message = "hung", "DeadlineExceeded", f"{in_phase}{on_rank}: {why}, {where}"
     return Diagnosis(
-        outcome="hung",
-        kind="DeadlineExceeded",
-        message=f"{in_phase}{on_rank}: {why}, {where}",
+        outcome=outcome,
+        kind=kind,
+        message=message,
         rank=rank,
         log_tail="\n".join(tails),
         run_id=run_in_progress(spec),
@@ -126,7 +134,7 @@ def explain(spec: JobSpec, exit_code: int, told_of: Sequence[RankFailure] = ()) 
             run_id=run_id,
         )
     if cause is not None and late:
-        return hung(spec, f"rank {cause.rank} waited for it in vain")
+        return halted(spec, f"rank {cause.rank} waited for it in vain")
     if cause is not None and not (cause.lost_a_peer and silent):
         message = f"rank {cause.rank} failed: {cause.message.partition(chr(10))[0]}"
         return Diagnosis(

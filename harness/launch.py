@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from harness import diagnosis, job, record
+from harness.diagnosis import Diagnosis
 from harness.errors import CaseError, JobError
 from harness.job import JobSpec
 from harness.record import Failure, PlannedRun
@@ -77,7 +78,10 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
     part = msgspec.structs.replace(spec, runs=runnable)
     job.save(part, log_folder / "job.json")
     ended = supervise(part, _command(part), ranks_environment(os.environ), log_folder / "launch.log", tell=tell)
-    found = diagnosis.hung(part, ended.hung) if ended.hung else diagnosis.explain(part, ended.exit_code)
+    if ended.halted:
+        found: Diagnosis | None = diagnosis.halted(part, ended.halted, alive=ended.alive)
+    else:
+        found = diagnosis.explain(part, ended.exit_code)
     if found is not None:
         diagnosis.write(found, log_folder)
     # Rank 0 may have been killed between writing a record and saying so.
@@ -89,7 +93,7 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
         tell(JobEvent("record", run.run_id, outcome=outcome))
     return JobOutcome(
         exit_code=ended.exit_code,
-        timed_out=bool(ended.hung),
+        timed_out=bool(ended.halted),
         recorded=[run.run_id for run in runnable if run.run_id in recorded],
         filled_in=[*refused, *(run.run_id for run in missing)],
         elapsed_s=time.monotonic() - started,

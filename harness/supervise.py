@@ -47,13 +47,15 @@ class JobEvent:
 @dataclass(frozen=True)
 class Ended:
     """How the command ended. exit_code: minus the signal's number where one ended it. recorded: runs whose records rank
-    0 wrote, as seen by the one that leads. hung: why the world was ended as hung, in words, "" where it was not.
-    asked: whether the command was ended because the leader, or whoever runs this, asked for it.
+    0 wrote, as seen by the one that leads. halted: why the leader ended the world, in words, "" where it did not.
+    alive: whether the ranks still got on then. asked: whether the command was ended because the leader, or whoever
+    runs this, asked for it.
     """
 
     exit_code: int
     recorded: set[str] = field(default_factory=set)
-    hung: str = ""
+    halted: str = ""
+    alive: bool = False
     asked: bool = False
 
 
@@ -74,7 +76,7 @@ def supervise(
     told_to_end: Callable[[], bool] = lambda: False,
     tell: Callable[[JobEvent], None] = lambda event: None,
 ) -> Ended:
-    """Run the command until it ends, the leader finds the world hung, or `told_to_end` says so; see the module.
+    """Run the command until it ends, its leader finds the world hung or out of time, or `told_to_end` says so.
 
     log: receives the command's output. leads: whether this one judges. alone: whether nobody else looks after the
     world. tell: told of rank 0's steps, when leading. Raises `JobError` for processes that cannot be killed. Whatever
@@ -93,7 +95,7 @@ def supervise(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    hung, asked = "", False
+    halted, alive, asked = "", False, False
     look_s = POLL_S if alone else _LOOK_S
     looked = -look_s
     ended = os.pidfd_open(process.pid)
@@ -106,7 +108,8 @@ def supervise(
                 looked = now
                 if leads:
                     pulse.look()
-                    if hung := pulse.hung(now - started):
+                    if halted := pulse.halt(now - started):
+                        alive = pulse.beats
                         ask_to_stop(log_folder)
                         _dump_stacks(spec, mark)
                         # The others dump theirs too, once they have seen the file.
@@ -125,7 +128,7 @@ def supervise(
         pulse.look()
     if left:
         raise JobError(f"processes {', '.join(map(str, left))} of the job cannot be killed: look at this machine")
-    return Ended(process.returncode, pulse.recorded, hung, asked)
+    return Ended(process.returncode, pulse.recorded, halted, alive, asked)
 
 
 @contextlib.contextmanager
@@ -163,12 +166,16 @@ class _Pulse:
                 elif not entry.step.endswith(WAITS):
                     self._tell(JobEvent("step", entry.run_id, step=entry.step))
 
-    def hung(self, elapsed_s: float) -> str:
-        """Why the world is to be ended as hung, in words; "" where it is not."""
+    @property
+    def beats(self) -> bool:
+        """Whether the ranks get on: one has begun a step in less than half of the time that they have for it."""
+        return time.monotonic() - self._last < min(self._spec.heartbeat_s, self._spec.deadline_s) / 2
+
+    def halt(self, elapsed_s: float) -> str:
+        """Why the world is to be ended, in words; "" where it is not."""
         if elapsed_s > self._spec.deadline_s:
             return f"the job was killed at its deadline of {self._spec.deadline_s:g} s"
-        silent_s = time.monotonic() - self._last
-        if silent_s > self._spec.heartbeat_s:
+        if time.monotonic() - self._last > self._spec.heartbeat_s:
             return f"no rank has begun a step for {self._spec.heartbeat_s:g} s"
         return ""
 

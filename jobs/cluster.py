@@ -28,7 +28,7 @@ class SubmitError(EpwatchError):
 class JobState:
     """How an attempt is. words: why it waits, or how it ended, for people. cause: of its end. hosts: where it is or
     was, as far as known. bad_hosts: those at fault. log_tail: of the job's own process, not its ranks, where it died.
-    failures: ranks of which the cluster says that they ended badly.
+    failures: ranks of which the cluster says that they ended badly. in_line: whether it waits for others of its night.
     """
 
     phase: Literal["pending", "running", "ended"]
@@ -38,6 +38,7 @@ class JobState:
     bad_hosts: tuple[str, ...] = ()
     log_tail: str = ""
     failures: tuple[RankFailure, ...] = ()
+    in_line: bool = False
 
 
 @dataclass(frozen=True)

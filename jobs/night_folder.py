@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -45,6 +45,8 @@ CLAIM_FILE = "claim.json"
 SETTLED_FILE = "settled.json"
 LOGS = "logs"
 SUBMISSIONS = "submissions"
+
+_Word = TypeVar("_Word", bound=msgspec.Struct)
 
 Cause = Literal[
     "done",
@@ -145,6 +147,7 @@ class Attempt:
     job: PackedJob
     number: int
     folder: Path
+    _known: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def spec(self) -> JobSpec:
@@ -159,17 +162,24 @@ class Attempt:
     @property
     def submitted(self) -> Submitted | None:
         """The scheduler's id of it; None where it has none, as far as was written down."""
-        return private_files.load(self.folder / SUBMITTED_FILE, Submitted)
+        return self._written_once(SUBMITTED_FILE, Submitted)
 
     @property
     def claim(self) -> Claim | None:
         """Who got to it first; None as long as nobody did."""
-        return private_files.load(self.folder / CLAIM_FILE, Claim)
+        return self._written_once(CLAIM_FILE, Claim)
 
     @property
     def settled(self) -> Settled | None:
         """How it ended; None as long as that was not decided."""
-        return private_files.load(self.folder / SETTLED_FILE, Settled)
+        return self._written_once(SETTLED_FILE, Settled)
+
+    def _written_once(self, name: str, kind: type[_Word]) -> _Word | None:
+        """A file that stays as it is once it is there, read once then."""
+        known: _Word | None = self._known.get(name)
+        if known is None and (known := private_files.load(self.folder / name, kind)) is not None:
+            self._known[name] = known
+        return known
 
 
 class NightFolder:

@@ -6,13 +6,15 @@ folder and the history, so it can be killed at any point and taken up again by a
 into the history, and none is forgotten. The night is written into the history before its first job, with every run it
 plans, so that whatever happens afterwards a run without a result can be named.
 
-Called by `jobs.nights`, which begins nights and takes them up. Next to read: `jobs.settling`, `jobs.night_folder`.
+Called by `jobs.night_session`, which begins nights and takes them up. Next to read: `jobs.settling`,
+`jobs.night_folder`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +26,11 @@ from harness.diagnosis import Diagnosis
 from harness.environment import utc_now
 from harness.errors import EpwatchError
 from harness.job import JobSpec
-from harness.record import Failure, Outcome, PlannedRun
-from harness.unmeasured import noted_platform, write_unmeasured
+from harness.record import PlannedRun
 from jobs import private_files
 from jobs.cluster import Cluster, JobState, Request, SubmitError
-from jobs.night_folder import SETTLED_FILE, Attempt, Manifest, NightFolder, Settled
+from jobs.given_up import write_failure
+from jobs.night_folder import CLAIM_FILE, SETTLED_FILE, Attempt, Claim, Manifest, NightFolder
 from jobs.night_jobs import JobView, NightJob, load_jobs, view
 from jobs.packing import PackedJob
 from jobs.plan import Plan
@@ -42,6 +44,16 @@ _ARRIVAL_GRACE_S = 60.0
 """How long a record that its ranks say they wrote may take to be seen from here (shared file systems remember)."""
 _SUBMIT_AGAIN_S = 20.0
 _SUBMIT_PATIENCE_S = 900.0
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A cluster takes no job just now. since: the first time; again_at: when to ask next; by the monotonic clock."""
+
+    words: str
+    since: float
+    again_at: float
+
 
 Again = Callable[[Manifest], Sequence[PackedJob]]
 """Given what was measured so far, the jobs that measure again what seems to have changed; none where all is said."""
@@ -61,12 +73,8 @@ class Night:
     ) -> None:
         self.plan, self.folder, self.manifest = plan, folder, manifest
         self._history, self._spool, self._clusters, self._again = history, Path(manifest.spool), clusters, again
-        from regress_db.nights import recorded_runs
-
-        self._recorded = recorded_runs(history, manifest.night)
-        self._refusal = ""
-        self._refused_since: float | None = None
-        self._submit_after = 0.0
+        self._recorded = self._in_history()
+        self._refusals: dict[str, _Refusal] = {}
         self._jobs = load_jobs(folder, manifest)
         self._recover()
 
@@ -106,7 +114,8 @@ class Night:
     @property
     def poll_s(self) -> float:
         """How long to wait before the next look is worth its trouble."""
-        return min(self._clusters[job.packed.cluster].poll_s for job in self._jobs)
+        busy = {job.packed.cluster for job in self._jobs if job.in_flight} or self._clusters.keys()
+        return min(self._clusters[name].poll_s for name in busy)
 
     @property
     def begun(self) -> bool:
@@ -116,7 +125,7 @@ class Night:
     @property
     def refusal(self) -> str:
         """Why jobs could not be submitted just now and will be tried again, in words; "" where none was refused."""
-        return self._refusal
+        return "; ".join(refusal.words for refusal in self._refusals.values())
 
     @property
     def in_doubt(self) -> bool:
@@ -151,6 +160,11 @@ class Night:
         if not busy:
             self._ingest()
 
+    def _in_history(self) -> set[str]:
+        from regress_db.nights import recorded_runs
+
+        return recorded_runs(self._history, self.name)
+
     def _ingest(self) -> None:
         self._recorded |= bring_home(self._history, self._spool)
 
@@ -176,10 +190,11 @@ class Night:
         """The state; or an end, where the attempt has waited for longer than the plan has patience."""
         if state is None or state.phase != "pending":
             return state
+        if state.in_line:
+            job.waits_since = None
+            return state
         if job.waits_since is None:
-            submitted = attempt.submitted
-            waited = 0.0 if submitted is None else max(0.0, _seconds_since(submitted.at))
-            job.waits_since = time.monotonic() - waited
+            job.waits_since = time.monotonic() - max(0.0, _seconds_since(self._could_begin_at(attempt)))
         limit_min = self.plan.cluster(job.packed.cluster).queue_deadline_min
         if time.monotonic() - job.waits_since <= limit_min * 60:
             return state
@@ -193,10 +208,29 @@ class Night:
             return state
         return JobState("ended", f"it waited in the queue for {limit_min:g} minutes: {state.words}", "queue")
 
+    def _could_begin_at(self, attempt: Attempt) -> str:
+        """Since when no job of the night itself has stood in the way of a waiting one, as an ISO time."""
+        submitted = attempt.submitted
+        ends = [
+            settled.at
+            for job in self._jobs
+            if job.packed.cluster == attempt.job.cluster
+            for settled in job.settled
+            if settled.cause != "lost"
+        ]
+        return max([submitted.at if submitted is not None else utc_now(), *ends])
+
     def _settle(self, attempt: Attempt, job: NightJob, state: JobState) -> None:
         self._ingest()
         spec = attempt.spec
-        owed = tuple(run.run_id for run in spec.runs if run.run_id not in self._recorded)
+        owed = self._owed(spec)
+        if owed:
+            # Whoever else collects from this spool may have brought them home.
+            self._recorded |= self._in_history()
+            owed = self._owed(spec)
+        if attempt.claim is None:
+            # Should its job live after all, it will not begin.
+            private_files.save_once(Claim(by="command", at=utc_now()), attempt.folder / CLAIM_FILE)
         if self._is_on_its_way(job, spec, owed):
             return
         found = self._diagnose(attempt, spec, state)
@@ -211,6 +245,9 @@ class Night:
         private_files.save(settled, attempt.folder / SETTLED_FILE)
         job.settled.append(settled)
         job.state = job.ended_at = job.waits_since = None
+
+    def _owed(self, spec: JobSpec) -> tuple[str, ...]:
+        return tuple(run.run_id for run in spec.runs if run.run_id not in self._recorded)
 
     def _diagnose(self, attempt: Attempt, spec: JobSpec, state: JobState) -> Diagnosis | None:
         """Why its ranks did not end well, told from what they left, and left beside it; None where they did."""
@@ -242,46 +279,39 @@ class Night:
             for attempt, settled in zip(job.attempts, job.settled, strict=False):
                 for run_id in settled.given_up:
                     if run_id not in self._recorded:
-                        self._write_failure(attempt, settled, run_id)
+                        launcher = self.plan.cluster(attempt.job.cluster).launcher
+                        write_failure(attempt, settled, run_id, self._spool, launcher)
                         wrote = True
         if wrote:
             self._ingest()
 
-    def _write_failure(self, attempt: Attempt, settled: Settled, run_id: str) -> None:
-        spec = attempt.spec
-        run = next(run for run in spec.runs if run.run_id == run_id)
-        found, claim, submitted = diagnosis.read(attempt.logs), attempt.claim, attempt.submitted
-        outcome: Outcome = "failed"
-        if found is not None and settled.cause in _BY_THEMSELVES:
-            outcome, failure = diagnosis.account(spec, run, found)
-        else:
-            kind = _KINDS.get(settled.cause, "JobDied")
-            failure = Failure(step="job", kind=kind, message=settled.words, log_tail=settled.log_tail)
-        write_unmeasured(
-            msgspec.structs.replace(spec, spool=str(self._spool)),
-            run,
-            outcome,
-            failure,
-            hosts=claim.hosts if claim is not None and claim.hosts else None,
-            platform=noted_platform(attempt.logs) or (claim.platform if claim is not None else None),
-            environment_there=claim.environment if claim is not None else None,
-            scheduler_job=f"Slurm job {submitted.scheduler_id}" if submitted and claim and claim.scheduler_id else "",
-            launcher=self.plan.cluster(attempt.job.cluster).launcher if claim and claim.scheduler_id else "",
-        )
-
     def _submit_owed(self) -> None:
-        if time.monotonic() < self._submit_after:
-            return
+        """Raises `SubmitError` where every cluster that was asked has refused for good, and none has had any job."""
+        final: list[SubmitError] = []
         for name, cluster in self._clusters.items():
+            refusal = self._refusals.get(name)
+            if refusal is not None and time.monotonic() < refusal.again_at:
+                continue
             waiting = [job for job in self._jobs if job.packed.cluster == name and not job.in_flight]
             wanted = [(job, owed) for job in waiting if (owed := job.owed(self._recorded))]
             flying = sum(job.in_flight is not None for job in self._jobs if job.packed.cluster == name)
             if flying or not cluster.queues:
                 wanted = wanted[: max(0, cluster.at_once - flying)]
+            if refusal is not None:
+                # One finds out whether it is over; of many, each try would leave a folder.
+                wanted = wanted[:1]
             if wanted:
-                self._submit(cluster, wanted)
+                try:
+                    self._submit(name, cluster, wanted, flying=flying > 0)
+                except SubmitError as error:
+                    final.append(error)
+        if final and not self.begun:
+            raise final[0]
 
-    def _submit(self, cluster: Cluster, wanted: Sequence[tuple[NightJob, list[PlannedRun]]]) -> None:
+    def _submit(
+        self, name: str, cluster: Cluster, wanted: Sequence[tuple[NightJob, list[PlannedRun]]], *, flying: bool
+    ) -> None:
+        """Raises `SubmitError` for a refusal for good, unless jobs of the night have been taken before."""
         requests = []
         for job, owed in wanted:
             attempt = self.folder.new_attempt(job.packed, self._spec(job.packed, owed))
@@ -292,28 +322,28 @@ class Night:
             cluster.submit(self.folder, requests)
         except SubmitError as error:
             lacking = [one.attempt for one in requests if one.attempt.submitted is None]
-            if error.passing:
+            if self._passes(name, error, flying=flying):
                 cluster.recover(self.folder, lacking)
-            else:
-                # Slurm lists a job that it refuses, as one that failed: looked for, it would be taken for submitted.
-                cluster.cancel(lacking)
-                if self.begun:
-                    for (job, _), request in zip(wanted, requests, strict=True):
-                        if request.attempt in lacking:
-                            self._settle(request.attempt, job, JobState("ended", str(error), "refused"))
-                    return
-            self._refused(error)
+                return
+            # Slurm lists a job that it refuses, as one that failed: looked for, it would be taken for submitted.
+            cluster.cancel(lacking)
+            self._refusals.pop(name, None)
+            if not self.begun:
+                raise
+            for (job, _), request in zip(wanted, requests, strict=True):
+                if request.attempt in lacking:
+                    self._settle(request.attempt, job, JobState("ended", str(error), "refused"))
         else:
-            self._refusal, self._refused_since = "", None
+            self._refusals.pop(name, None)
 
-    def _refused(self, error: SubmitError) -> None:
-        """Try again later where that may do; raise the error where not, or not any longer."""
+    def _passes(self, name: str, error: SubmitError, *, flying: bool) -> bool:
+        """Whether it is tried again later: not for ever, unless there are jobs to wait for."""
         now = time.monotonic()
-        self._refused_since = self._refused_since or now
-        if not error.passing or now - self._refused_since > _SUBMIT_PATIENCE_S:
-            raise error
-        self._refusal = str(error)
-        self._submit_after = now + _SUBMIT_AGAIN_S
+        since = self._refusals[name].since if name in self._refusals and not flying else now
+        if not error.passing or now - since > _SUBMIT_PATIENCE_S:
+            return False
+        self._refusals[name] = _Refusal(str(error), since, now + _SUBMIT_AGAIN_S)
+        return True
 
     def _spec(self, job: PackedJob, owed: Sequence[PlannedRun]) -> JobSpec:
         """What the job is told."""
@@ -339,19 +369,6 @@ class Night:
         self.folder.write(self.manifest)
         enter(self._history, self.plan, self.manifest)
         self._jobs += [NightJob(packed, [], []) for packed in jobs]
-
-
-_BY_THEMSELVES = frozenset({"done", "failed", "hung", "killed", "memory"})
-"""Ends of which the ranks' own words say more than the cluster's."""
-
-_KINDS = {
-    "cancelled": "Cancelled",
-    "queue": "QueueDeadline",
-    "refused": "Refused",
-    "node": "NodeFailed",
-    "preempted": "Preempted",
-}
-"""What a failure is called that its ranks could not name."""
 
 
 def enter(history: History, plan: Plan, manifest: Manifest) -> None:

@@ -128,8 +128,8 @@ def _look_after_ranks(place: Path, spec: JobSpec, task: Task, launcher: Launcher
             alone=task.of == 1,
             told_to_end=lambda: notice.told_to_end,
         )
-    if ended.hung:
-        found = diagnosis.hung(spec, ended.hung)
+    if ended.halted:
+        found = diagnosis.halted(spec, ended.halted, alive=ended.alive)
         diagnosis.write(found, log_folder)
         raise TaskFailed(found.message)
     if ended.asked:

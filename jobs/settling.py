@@ -2,13 +2,14 @@
 
 Pure. Called by `jobs.nightly`. The rules:
 
-- What the cluster did to the job (preemption, its node, its time limit while it got on) counts against no run.
+- What the cluster did to the job (preemption, its node, its time limit while it got on) counts against no run; so it
+  is where the job's own deadline ended ranks that got on.
 - A run during which ranks died, failed or hung gets a strike; at `tries` strikes it is given up. Those behind it in the
   queue get none, and are tried again without it standing in their way again.
 - An attempt that ended before any run had begun counts against all: so many of these in a row and all are given up.
 - Whoever cancels a job means it: what it owed is given up at once. So is what a cluster refuses for good.
-- However often the cluster interferes, after `MOST_IN_VAIN` attempts in a row without a single record the job is given
-  up, so that every night ends.
+- However often the cluster interferes, after `MOST_IN_VAIN` such attempts in a row without a single record the job is
+  given up, so that every night ends. Strikes come to an end by themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.diagnosis import Diagnosis
+from harness.diagnosis import OUT_OF_TIME, Diagnosis
 from jobs.cluster import JobState
 from jobs.night_folder import Cause, Settled
 
@@ -44,7 +45,7 @@ def settle(ending: Ending, past: Sequence[Settled], tries: int, at: str) -> Sett
     state, owed = ending.state, ending.owed
     cause = _cause(ending)
     words = state.words or ("the job ended well but left no record" if owed and not ending.measured else "")
-    if ending.diagnosis is not None and cause in ("hung", "killed", "failed", "memory"):
+    if ending.diagnosis is not None and (cause in ("hung", "killed", "failed", "memory") or cause != state.cause):
         words = ending.diagnosis.message if cause != "memory" else f"{state.words}; {ending.diagnosis.message}"
     at_fault = ending.at_run if ending.at_run in owed else ""
     strike = False
@@ -58,7 +59,8 @@ def settle(ending: Ending, past: Sequence[Settled], tries: int, at: str) -> Sett
             given_up = (at_fault,) if strikes >= tries else ()
         elif ending.measured == 0 and 1 + _started_in_vain(past) >= tries:
             given_up = owed
-    if owed and not given_up and not ending.measured and cause != "lost" and 1 + _in_vain(past) >= MOST_IN_VAIN:
+    in_vain = owed and not ending.measured and not strike and cause != "lost"
+    if in_vain and not given_up and 1 + _in_vain(past) >= MOST_IN_VAIN:
         given_up = owed
         words = f"{words}; it was attempt {1 + _in_vain(past)} in a row without a result"
     return Settled(
@@ -84,6 +86,8 @@ def _cause(ending: Ending) -> Cause:
         return cause
     if found.outcome == "hung":
         return "hung"
+    if found.kind == OUT_OF_TIME:
+        return "time limit"
     return "killed" if found.kind == "RankKilled" else "failed"
 
 
@@ -98,10 +102,10 @@ def _started_in_vain(past: Sequence[Settled]) -> int:
 
 
 def _in_vain(past: Sequence[Settled]) -> int:
-    """How many of the newest attempts in a row that were begun brought no record."""
+    """How many attempts since the newest record were begun, brought none, and struck no run."""
     count = 0
     for one in reversed(past):
         if one.progress:
             break
-        count += one.cause != "lost"
+        count += one.cause != "lost" and not one.strike
     return count

@@ -7,10 +7,11 @@ lets users ask it, which is found out by asking. A job that neither knows has en
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import EpwatchError
@@ -24,6 +25,8 @@ _GONE_GRACE_ACCOUNTED_S = 30.0
 _TOLD_GRACE_S = 10.0
 """How long sacct may take to say how a job ended (who cancelled it, with which exit code) of which squeue says that."""
 _MOST_SACCT_FAILURES = 3
+_MOST_LISTED = 200
+_FILTERS = ("SLURM_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 _NO_CONTROLLER = re.compile(
     r"unable to contact|connect(?:ion)? (?:failure|refused|timed)|socket timed out", re.IGNORECASE
 )
@@ -31,6 +34,10 @@ _NO_CONTROLLER = re.compile(
 
 class SlurmSilent(EpwatchError):
     """Slurm gave no answer: its controller is down or out of reach. Nothing follows about any job."""
+
+
+class SlurmMissing(EpwatchError):
+    """A command of Slurm's is not on this machine, so that nothing can ever be asked from here."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,16 @@ def elements(job: str) -> list[str]:
         return [job]
     several = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job)
     return [f"{several[1]}_{index}" for index in sorted(members(several[2]))] if several else []
+
+
+def _listed(ids: Sequence[str]) -> str:
+    """The jobs for an option; of many the arrays that they are elements of, since an option may only be so long."""
+    return ",".join(ids if len(ids) <= _MOST_LISTED else dict.fromkeys(job.partition("_")[0] for job in ids))
+
+
+def _askers_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what would have Slurm's commands ask another cluster, or hide jobs from us."""
+    return {name: value for name, value in environ.items() if name == "SLURM_CONF" or not name.startswith(_FILTERS)}
 
 
 class SlurmQueue:
@@ -116,8 +133,12 @@ class SlurmQueue:
 
     def down_nodes(self) -> list[str]:
         """Names of nodes that do not work. Raises `SlurmSilent`."""
-        states = "--states=down,fail,no_respond,drained"
+        states = "--states=down,fail,no_respond,drain"
         return self._run(["sinfo", "--noheader", "--Node", states, "--format=%N"], ok_to_fail=False).split()
+
+    def hosts(self, nodes: str) -> list[str]:
+        """The hosts of a list as Slurm writes it, such as `n[1-4,7]`. Raises `SlurmSilent`."""
+        return self._run(["scontrol", "show", "hostnames", nodes], ok_to_fail=False).split() if nodes else []
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel the jobs, waiting or running; what has ended already is no error. Raises `SlurmSilent`."""
@@ -138,7 +159,7 @@ class SlurmQueue:
         return Entry("GONE") if time.monotonic() - since >= grace else None
 
     def _squeue(self, ids: Sequence[str]) -> dict[str, Entry]:
-        command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}"]
+        command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={_listed(ids)}"]
         output = self._run([*command, "--format=%i|%T|%r|%N"], ok_to_fail=False)
         found = {}
         for line in output.splitlines():
@@ -152,7 +173,7 @@ class SlurmQueue:
             return {}
         columns = "--format=JobID,State,ExitCode,NodeList"
         found: dict[str, Entry] = {}
-        for line in self._ask_sacct([f"--jobs={','.join(ids)}", columns]).splitlines():
+        for line in self._ask_sacct([f"--jobs={_listed(ids)}", columns]).splitlines():
             job, state, exit_code, nodes = (line.strip().split("|") + [""] * 3)[:4]
             entry = Entry(state, "", nodes if nodes != "None assigned" else "", exit_code)
             found.update(dict.fromkeys(elements(job), entry))
@@ -162,6 +183,9 @@ class SlurmQueue:
         """sacct's output, "" where it gave none; after some failures in a row it is not asked again."""
         try:
             output = self._run(["sacct", "--noheader", "--parsable2", "--allocations", *arguments], ok_to_fail=False)
+        except SlurmMissing:
+            self._accounting = False
+            return ""
         except SlurmSilent as silent:
             self._sacct_failures += 1
             if "disabled" in str(silent) or self._sacct_failures >= _MOST_SACCT_FAILURES:
@@ -180,10 +204,11 @@ class SlurmQueue:
                 text=True,
                 timeout=_COMMAND_DEADLINE_S,
                 stdin=subprocess.DEVNULL,
+                env=_askers_environment(os.environ),
                 check=False,
             )
         except FileNotFoundError:
-            raise SlurmSilent(f"there is no {command[0]} here: run epwatch where Slurm's commands are") from None
+            raise SlurmMissing(f"there is no {command[0]} here: run epwatch where Slurm's commands are") from None
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SlurmSilent(f"{command[0]} gave no answer: {error}") from None
         said = " ".join(done.stderr.split())

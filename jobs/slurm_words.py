@@ -34,6 +34,7 @@ _ENDS: dict[Cause, str] = {
     "gone": "Slurm has no trace of the job any more, and it left no result",
 }
 
+_IN_LINE = ("Dependency", "JobArrayTaskLimit")
 _REASONS = {
     "None": "Slurm has not looked at it yet",
     "Resources": "waits for nodes to become free",
@@ -92,6 +93,11 @@ def reason_in_words(reason: str) -> str:
             if short.startswith(start):
                 known = words
     return f"{known} ({short})" if known and short != "None" else known or short
+
+
+def in_line(reason: str) -> bool:
+    """Whether the job waits for others of its night."""
+    return reason.strip("()") in _IN_LINE
 
 
 def could_not_be_launched(reason: str) -> bool:

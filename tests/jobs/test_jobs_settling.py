@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.diagnosis import Diagnosis
+from harness.diagnosis import OUT_OF_TIME, Diagnosis
 from jobs.cluster import JobState
 from jobs.settling import MOST_IN_VAIN, Ending, settle
 
@@ -56,6 +56,29 @@ def test_what_the_cluster_did_counts_against_no_run(cause):
 def test_a_time_limit_counts_only_where_nothing_was_measured():
     assert not ended("time limit", at_run="b", owed=("b",), measured=1).strike
     assert ended("time limit", at_run="a").strike
+
+
+def test_ranks_that_got_on_until_the_jobs_deadline_are_slow_and_not_hung():
+    slow = diagnosed("failed", OUT_OF_TIME, "out of time: the job was killed at its deadline of 600 s")
+    settled = ended("failed", at_run="b", owed=("b",), measured=1, diagnosis=slow)
+    assert (settled.cause, settled.strike, settled.words) == ("time limit", False, slow.message)
+    alone = ended("failed", at_run="a", diagnosis=slow)
+    assert (alone.cause, alone.strike) == ("time limit", True)
+
+
+def test_slurms_own_words_of_a_time_limit_stand():
+    settled = ended("time limit", at_run="a", diagnosis=diagnosed())
+    assert (settled.cause, settled.words) == ("time limit", "so it ended")
+
+
+def test_many_runs_that_crash_take_none_with_them_that_would_not():
+    owed, past = [f"bad{number}" for number in range(6)] + ["good0", "good1"], []
+    while owed[0].startswith("bad"):
+        past.append(ended("failed", owed=owed, at_run=owed[0], diagnosis=diagnosed(), past=past))
+        struck = {one.at_fault for one in past if one.strike}
+        owed = sorted((run for run in owed if run not in past[-1].given_up), key=lambda run: run in struck)
+    assert {run for one in past for run in one.given_up} <= {f"bad{number}" for number in range(6)}
+    assert owed[:2] == ["good0", "good1"]
 
 
 def test_hung_is_an_end_of_its_own():
