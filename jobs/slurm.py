@@ -238,8 +238,8 @@ class SlurmCluster:
         claim = attempt.claim
         if claim is not None and claim.hosts:
             return tuple(dict.fromkeys(claim.hosts))
-        if is_host(nodes):
-            return (nodes,)
+        if not set("[,").intersection(nodes):
+            return (nodes,) if nodes else ()
         with contextlib.suppress(SlurmSilent):
             return tuple(self.queue.hosts(nodes))
         return ()

@@ -138,7 +138,7 @@ class SlurmQueue:
 
     def hosts(self, nodes: str) -> list[str]:
         """The hosts of a list as Slurm writes it, such as `n[1-4,7]`. Raises `SlurmSilent`."""
-        return self._run(["scontrol", "show", "hostnames", nodes], ok_to_fail=False).split() if nodes else []
+        return self._run(["scontrol", "show", "hostnames", nodes], ok_to_fail=False).split()
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel the jobs, waiting or running; what has ended already is no error. Raises `SlurmSilent`."""

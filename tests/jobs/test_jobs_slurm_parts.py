@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 
 from harness.case import Case
 from jobs import private_files, slurm_queue
+from jobs.cluster import SubmitError
 from jobs.launchers import failures_said
 from jobs.meeting import own_address, reserved_port
-from jobs.night_folder import Claim
+from jobs.night_folder import Attempt, Claim, Submitted
+from jobs.packing import PackedJob
 from jobs.plan_clusters import ClusterSection
 from jobs.private_files import UntrustedFolder
+from jobs.slurm import SlurmCluster
 from jobs.slurm_queue import Entry, SlurmQueue, SlurmSilent
+from jobs.slurm_submissions import TooManyJobs, refusal
 from jobs.slurm_submit import Shape, jobs_environment, parameters, setup_lines, srun_arguments
 from jobs.slurm_words import cause_of, could_not_be_launched, end_in_words, reason_in_words
 
@@ -246,3 +250,62 @@ def test_mpirun_says_which_rank_a_signal_ended(tmp_path):
     log.write_text("mpirun noticed that process rank 3 with PID 0 on node n1 exited on signal 9 (Killed).\n")
     (failure,) = failures_said("mpirun", log)
     assert (failure.rank, failure.exit_code) == (3, -9)
+
+
+def test_a_job_that_slurmd_cannot_launch_goes_elsewhere(answers, tmp_path):
+    """Newer daemons cancel what they may not requeue; before the job's own log there is nothing of it."""
+    answers(squeue="7|CANCELLED|None|n[1-2]\n", sacct=DISABLED, scontrol="n1\nn2\n", sinfo="n2\n")
+    (attempt,) = submitted_attempts(tmp_path, ["7"])
+    (state,) = SlurmCluster(PLAIN, 60.0).look([attempt]).values()
+    assert (state.cause, state.hosts, state.bad_hosts) == ("node", ("n1", "n2"), ("n2",))
+    logs = attempt.folder.parents[1] / "submissions" / "1" / "submitit"
+    logs.mkdir(parents=True)
+    (logs / "7_0_log.err").write_text("slurmstepd: error: *** JOB 7 CANCELLED ***")
+    (state,) = SlurmCluster(PLAIN, 60.0).look([attempt]).values()
+    assert (state.cause, state.bad_hosts) == ("cancelled", ())
+
+
+def test_thousands_of_elements_are_asked_for_by_their_arrays(answers):
+    ids = [f"{array}_{index}" for array in (100, 200) for index in range(5000)]
+    told = answers(squeue="".join(f"{job}|RUNNING|None|n1\n" for job in [*ids, "100_9999"]))
+    assert list(SlurmQueue().look(ids)) == ids
+    assert "--jobs=100,200" in told.asked[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "passing", "words"),
+    [
+        ("sbatch: error: invalid partition specified: x", SubmitError, False, "Slurm refuses the job: invalid"),
+        ("sbatch: error: Unable to contact slurm controller (connect failure)", SubmitError, True, "Unable to contact"),
+        (
+            "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates "
+            "accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            TooManyJobs,
+            True,
+            "Slurm takes no more jobs: AssocMaxSubmitJobLimit",
+        ),
+        (
+            "sbatch: error: Batch job submission failed: Invalid job array specification",
+            TooManyJobs,
+            True,
+            "Slurm takes no more jobs",
+        ),
+        ("sbatch: error: fetch_config: DNS SRV lookup failed", SubmitError, False, "no Slurm is configured here: set"),
+    ],
+)
+def test_what_a_refusal_means(said, kind, passing, words):
+    error = refusal(said)
+    assert (type(error), error.passing) == (kind, passing)
+    assert words in str(error)
+
+
+def submitted_attempts(folder, ids):
+    """Attempts at a job each, submitted as number 1 of a night, which have not begun."""
+    made = []
+    for job in ids:
+        place = folder / "night" / f"job{job}" / "attempt-1"
+        place.mkdir(parents=True)
+        private_files.save(Submitted(scheduler_id=job, name="epwatch-night-1", at=""), place / "submitted.json")
+        packed = PackedJob(name=f"job{job}", cluster="big", repeat=0, runs=())
+        made.append(Attempt(packed, 1, place))
+    return made
