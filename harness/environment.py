@@ -38,7 +38,13 @@ PREFIXES = (
 )
 """Variables recorded are those whose names begin with one of these."""
 
-_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY|AUTH|TELL)(_|$)")
+_SECRET = re.compile(
+    r"PASSW(OR)?D|PASSPHRASE|PWD|SECRET|TOKEN(?!S|IZ)|CREDENTIAL|(API|ACCESS|PRIVATE|PASS)KEY"
+    r"|(?<!BY)(?<!COM)PASS\d*(_|$)|(^|_)(KEYS?|PAT|AUTH|CREDS?|TELL)\d*(_|$)"
+)
+_NO_SECRET = frozenset({"PWD", "OLDPWD", "NCCL_PAT_ENABLE"})
+# In a URL whatever stands between "://", a colon and "@"; elsewhere a word, a colon, anything, "@" and a host.
+_USER_AND_PASSWORD = re.compile(r"""://[^\s:]*:[^\s@]*@|(^|[\s,;="'])[\w.+%\\-]+:[^\s/@]+@[\w\[/]""")
 # Where things are kept, and which job this is, say nothing about how fast it went, and would differ in every run.
 _NEVER = frozenset({"EPWATCH_DB", "EPWATCH_SPOOL", "EPWATCH_JOB", "EPWATCH_DEBUG"})
 _GIT_DEADLINE_S = 5.0
@@ -56,19 +62,25 @@ def hostname() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def names_secret(variable: str) -> bool:
-    """Whether a variable of that name may hold a secret, and so goes into no record and no job."""
-    return _SECRET.search(variable.upper()) is not None
+def is_secret(variable: str, value: str) -> bool:
+    """Whether the variable may hold a secret, by its name or as user:password@, and so goes into no record and no job.
+
+    Tokens are secrets unless they are counted: MSCCLPP_EP_LL_TOKENS is a number.
+    """
+    name = variable.upper()
+    named = name not in _NO_SECRET and _SECRET.search(name) is not None
+    return named or ("TOKENS" in name and not value.strip().isdecimal()) or _USER_AND_PASSWORD.search(value) is not None
 
 
 def variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables that matter, sorted by name: by allow-list, nothing that names a secret and no URL,
-    which may hold one.
-    """
+    """The variables that matter, sorted by name: by allow-list, no secret, and no URL, which may hold one."""
     return {
         name: environ[name]
         for name in sorted(environ)
-        if name.startswith(PREFIXES) and name not in _NEVER and not names_secret(name) and "://" not in environ[name]
+        if name.startswith(PREFIXES)
+        and name not in _NEVER
+        and "://" not in environ[name]
+        and not is_secret(name, environ[name])
     }
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from harness.case import Case
-from harness.environment import names_secret
+from harness.environment import is_secret
 
 Launcher = Literal["srun", "torchrun", "mpirun"]
 
@@ -163,7 +163,7 @@ def _environment_complaints(section: ClusterSection) -> Iterator[Complaint]:
     for name, value in section.environment.items():
         if not _VARIABLE.fullmatch(name):
             yield "environment", f"{name!r} is not the name of a variable"
-        elif names_secret(name):
+        elif is_secret(name, value):
             yield (
                 "environment",
                 f"{name} looks like a secret, and a plan is no place for one: set it where `epwatch nightly` runs and "

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.case import Case
-from harness.environment import names_secret
+from harness.environment import is_secret
 from jobs.plan_clusters import ClusterSection
 
 NOTICE_S = 90
@@ -146,7 +146,9 @@ def jobs_environment(environ: Mapping[str, str], section: ClusterSection) -> dic
         for name, value in environ.items()
         if name in section.pass_environment
         or name in _KEPT
-        or not (name.startswith(_FOREIGN) or name in _RANK_VARIABLES or names_secret(name) or _is_address(name, value))
+        or not (
+            name.startswith(_FOREIGN) or name in _RANK_VARIABLES or is_secret(name, value) or _is_address(name, value)
+        )
     }
 
 

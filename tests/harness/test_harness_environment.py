@@ -1,11 +1,21 @@
 """What is captured about machine and code: what matters is there, secrets are not, nothing missing is an error."""
 
+import re
 import subprocess
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness import environment
-from harness.environment import capture, code_state, conditions, job_notes, nodes, platform, variables
+from harness.environment import capture, code_state, conditions, is_secret, job_notes, nodes, platform, variables
+
+WORDS = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
+# Part of a longer word without a break, as in PGPASSWORD, and words that have to stand alone.
+ANYWHERE = ["PASSWD", "PASSWORD", "PASSPHRASE", "PWD", "SECRET", "TOKEN_", "CREDENTIAL", "APIKEY", "PrivateKey"]
+ALONE = ["PASS", "KEY", "KEYS", "PAT", "AUTH", "CREDS", "TELL", "KEY2", "pass"]
+HARMLESS = ["PATH", "BYPASS", "COMPASS", "PASSIVE", "TOKENIZERS", "PKEY", "RKEY", "PATTERN", "AUTHORITY", "KEEPALIVE"]
+FIRST_RULE = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY|AUTH|TELL)(_|$)")
 
 
 def test_variables_are_taken_by_allow_list():
@@ -36,6 +46,66 @@ def test_variables_are_taken_by_allow_list():
 )
 def test_secrets_and_places_are_never_recorded(name):
     assert variables({name: "x"}) == {}
+
+
+@given(st.sampled_from(ANYWHERE), WORDS, WORDS)
+def test_a_word_for_a_secret_is_found_within_another(word, before, after):
+    assert is_secret(f"{before}{word}{after}", "1")
+
+
+@given(st.lists(WORDS), st.sampled_from(ALONE), st.lists(WORDS))
+def test_a_short_word_for_a_secret_is_found_between_underscores(before, word, after):
+    name = "_".join([*before, word, *after])
+    assert is_secret(name, "1") == (name.upper() != "NCCL_PAT_ENABLE")
+
+
+@given(st.lists(st.sampled_from(HARMLESS), min_size=1))
+def test_words_that_only_look_like_a_secret_s_are_none(words):
+    assert not is_secret("_".join(words), "1")
+
+
+@given(st.from_regex(FIRST_RULE))
+def test_what_was_kept_out_of_records_by_the_first_rule_still_is(name):
+    assert is_secret(name, "1")
+    assert variables({f"NCCL_{name}": "1", f"EPWATCH_{name}": "1"}) == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PGPASSWORD", "MYSQL_PWD", "DB_PASS", "SSHPASS", "GITHUB_PAT", "OPENAI_APIKEY", "RESTIC_PASSPHRASE", "API_TOKENS"],
+)
+def test_the_secrets_that_people_have_are_secrets(name):
+    assert is_secret(name, "x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PWD", "OLDPWD", "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "XAUTHORITY", "SLURM_CONF", "CONDA_PREFIX"),
+        *("NCCL_PAT_ENABLE", "NCCL_IB_PKEY", "NCCL_IB_HCA", "UCX_RC_MLX5_PKEY", "UCX_IB_MAX_IDLE_RKEY_COUNT"),
+        *("MSCCLPP_EP_LL_TOKENS", "EPWATCH_INJECT_DELAY_US", "HYDRA_BOOTSTRAP", "TOKENIZERS_PARALLELISM"),
+        *("OMP_WAIT_POLICY", "KMP_AFFINITY", "CUDA_VISIBLE_DEVICES", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+    ],
+)
+def test_what_ranks_need_is_no_secret(name):
+    assert not is_secret(name, "1")
+
+
+@given(WORDS, WORDS, WORDS, st.sampled_from(["http://", "socks5h://", "", "x ", "--proxy=", "a,http://"]))
+def test_a_user_with_a_password_is_a_secret_whatever_the_variable_is_called(user, password, host, before):
+    assert is_secret("https_proxy", f"{before}{user}:{password}@{host}:3128")
+    assert variables({"UCX_PEOPLE": f"{before}{user}:{password}@{host}"}) == {}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("http://proxy:3128", "http://me@proxy:3128", "/opt/gcc@12/bin:/opt/openmpi@4/bin", "git@example.org:a/b"),
+        *("mlx5_0:1,mlx5_1:1", "gcc/12:openmpi@4", '() { eval "$($LMOD_CMD bash "$@")" && eval "${X:-:}$@"\n}', ""),
+    ],
+)
+def test_a_value_without_a_password_is_no_secret(value):
+    assert not is_secret("SOME", value)
 
 
 def test_an_address_is_never_recorded_whatever_its_name():

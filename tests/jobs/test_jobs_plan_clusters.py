@@ -79,6 +79,8 @@ def test_cases_run_on_the_clusters_they_name_or_on_all():
         ('launcher = "rsh"', ["cluster.launcher"]),
         ('launcher = "mpirun"\ncontainer = "a.sqsh"', ["cluster.container", "srun"]),
         ('environment = { HF_TOKEN = "x" }', ["cluster.environment", "secret", "pass_environment"]),
+        ('environment = { PGPASSWORD = "x" }', ["cluster.environment", "PGPASSWORD looks like a secret"]),
+        ('environment = { https_proxy = "http://me:x@proxy:3128" }', ["https_proxy looks like a secret"]),
         ('environment = { "A B" = "x" }', ["cluster.environment", "'A B'"]),
         ('pass_environment = ["A=B"]', ["cluster.pass_environment", "'A=B'"]),
         ('partion = "x"', ["cluster.partion", "no such field", "partition"]),
@@ -89,8 +91,9 @@ def test_a_cluster_that_cannot_be_is_refused_by_field(lines, words):
     assert all(word in sentence for word in words), sentence
 
 
-def test_a_secret_in_a_plan_is_not_repeated():
-    assert "hunter2" not in refused(SLURM + 'environment = { DB_PASSWORD = "hunter2" }\n')
+@pytest.mark.parametrize("line", ['DB_PASSWORD = "hunter2"', 'https_proxy = "http://me:hunter2@proxy:3128"'])
+def test_a_secret_in_a_plan_is_not_repeated(line):
+    assert "hunter2" not in refused(f"{SLURM}environment = {{ {line} }}\n")
 
 
 def test_names_are_given_once_and_for_good():

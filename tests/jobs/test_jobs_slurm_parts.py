@@ -77,6 +77,7 @@ def test_a_container_is_srun_s_business():
                 "PATH",
                 "HOME",
                 "HF_TOKEN",
+                "PGPASSWORD",
                 "SLURM_JOB_ID",
                 "SLURM_CONF",
                 "SBATCH_PARTITION",
@@ -85,18 +86,21 @@ def test_a_container_is_srun_s_business():
                 "http_proxy",
             ]
         ),
-        st.sampled_from(["plain", "postgresql://me:secret@host/db", "http://proxy:3128"]),
+        st.sampled_from(
+            ["plain", "postgresql://me:secret@host/db", "http://proxy:3128", "http://me:secret@proxy:3128"]
+        ),
     )
 )
 def test_a_job_gets_no_secret_no_address_and_nothing_of_another_job(environ):
     kept = jobs_environment(environ, PLAIN)
     assert kept.items() <= environ.items()
-    assert not kept.keys() & {"HF_TOKEN", "SLURM_JOB_ID", "SBATCH_PARTITION", "RANK"}
+    assert not kept.keys() & {"HF_TOKEN", "PGPASSWORD", "SLURM_JOB_ID", "SBATCH_PARTITION", "RANK"}
     assert all("://" not in value for name, value in kept.items() if name not in ("http_proxy", "SLURM_CONF"))
-    for name in ("SLURM_CONF", "http_proxy"):
-        assert kept.get(name) == environ.get(name)
-    let_through = jobs_environment(environ, section(pass_environment=["HF_TOKEN"]))
-    assert let_through.get("HF_TOKEN") == environ.get("HF_TOKEN")
+    assert kept.get("SLURM_CONF") == environ.get("SLURM_CONF")
+    assert ("http_proxy" in kept) == ("http_proxy" in environ and "secret" not in environ["http_proxy"])
+    let_through = jobs_environment(environ, section(pass_environment=["HF_TOKEN", "http_proxy"]))
+    for name in ("HF_TOKEN", "http_proxy"):
+        assert let_through.get(name) == environ.get(name)
 
 
 @pytest.mark.parametrize(
