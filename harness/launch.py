@@ -21,11 +21,11 @@ from pathlib import Path
 
 import msgspec
 
-from harness import diagnosis, job, record
+from harness import diagnosis, environment, job, record
 from harness.diagnosis import Diagnosis
 from harness.errors import CaseError, JobError
 from harness.job import JobSpec
-from harness.record import Failure, PlannedRun
+from harness.record import Failure, Outcome, PlannedRun
 from harness.supervise import JobEvent, supervise
 from harness.unmeasured import write_unmeasured
 
@@ -66,13 +66,24 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
     except OSError as error:
         raise JobError(f"cannot use the log folder {log_folder}: {error.strerror or error}") from error
     tell = on_event or (lambda event: None)
+
+    def fill_in(run: PlannedRun, outcome: Outcome, failure: Failure) -> None:
+        write_unmeasured(
+            spec,
+            run,
+            outcome,
+            failure,
+            elapsed_s=time.monotonic() - started,
+            scheduler_job=environment.scheduler_job(os.environ),
+            notes=environment.job_notes(os.environ),
+        )
+        tell(JobEvent("record", run.run_id, outcome=outcome))
+
     refused = {run.run_id: reason for run in spec.runs if (reason := _refusal(run)) is not None}
     runnable = [run for run in spec.runs if run.run_id not in refused]
     for run in spec.runs:
         if run.run_id in refused:
-            failure = Failure(step="validate", kind=CaseError.__name__, message=refused[run.run_id])
-            write_unmeasured(spec, run, "failed", failure, elapsed_s=time.monotonic() - started)
-            tell(JobEvent("record", run.run_id, outcome="failed"))
+            fill_in(run, "failed", Failure(step="validate", kind=CaseError.__name__, message=refused[run.run_id]))
     if not runnable:
         return JobOutcome(0, False, [], list(refused), time.monotonic() - started, spec.log_folder)
     part = msgspec.structs.replace(spec, runs=runnable)
@@ -88,9 +99,7 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
     recorded = ended.recorded | {run.run_id for run in runnable if record.recorded(Path(spec.spool), run.run_id)}
     missing = [run for run in runnable if run.run_id not in recorded and spec.accounts]
     for run in missing:
-        outcome, failure = diagnosis.account(part, run, found)
-        write_unmeasured(spec, run, outcome, failure, elapsed_s=time.monotonic() - started)
-        tell(JobEvent("record", run.run_id, outcome=outcome))
+        fill_in(run, *diagnosis.account(part, run, found))
     return JobOutcome(
         exit_code=ended.exit_code,
         timed_out=bool(ended.halted),

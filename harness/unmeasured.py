@@ -45,14 +45,16 @@ def write_unmeasured(
     platform: Platform | None = None,
     environment_there: Environment | None = None,
     scheduler_job: str = "",
+    notes: Sequence[str] = (),
     launcher: str = "",
 ) -> Path:
     """Write the record of `run` into the spool of `spec`, as seen from this machine; returns its path.
 
     A record that is there already stands. elapsed_s: how long ago the job started. hosts: the node of each rank, where
     it is known; else the ranks are put down to this machine, without a placement. platform, environment_there: of the
-    node that rank 0 had, scheduler_job: the job, where they are known; else as seen from here. launcher: of the ranks,
-    "" where it is not known. Raises `RecordError` when the spool refuses.
+    node that rank 0 had, where they are known; else as seen from here. scheduler_job: the one that the run was in, ""
+    for none: who writes this may be a job of its own. launcher: of the ranks, "" where it is not known. Raises
+    `RecordError` when the spool refuses.
     """
     spool = Path(spec.spool)
     there = record.recorded(spool, run.run_id)
@@ -76,11 +78,11 @@ def write_unmeasured(
             repeat=run.repeat,
             failure=failure,
             conditions=environment.conditions("after"),
-            notes=environment.job_notes(os.environ),
+            notes=list(notes),
             placement=[RankPlacement(rank=rank, hostname=host) for rank, host in enumerate(hosts or [])],
             launcher=launcher,
             attempt=spec.attempt,
-            scheduler_job=scheduler_job or environment.scheduler_job(os.environ),
+            scheduler_job=scheduler_job,
         ),
         spool,
     )

@@ -125,11 +125,14 @@ def test_two_jobs_at_once_do_not_meet(tmp_path):
     assert {path.suffix for path in Path(specs[0].spool).iterdir()} == {".json"}
 
 
-def test_a_world_that_no_case_can_have_starts_no_ranks(tmp_path):
+def test_a_world_that_no_case_can_have_starts_no_ranks(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     spec = spec_of(tmp_path, [but(TORCH_LL, ranks=65, experts=65)])
     outcome = run_job(spec)
     assert outcome.filled_in == [spec.runs[0].run_id]
-    assert records(spec)[0].failure.message == "ranks is 65, wanted at most 64"
+    (made,) = records(spec)
+    assert made.failure.message == "ranks is 65, wanted at most 64"
+    assert made.notes == [made.scheduler_job] == ["Slurm job 7"]
     assert not (tmp_path / "log" / "launch.log").exists()
 
 

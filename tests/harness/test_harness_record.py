@@ -155,6 +155,17 @@ def test_a_run_that_nobody_measured_is_put_where_it_was_and_over_no_record(tmp_p
     assert record.read(write_unmeasured(spec, runs[0], "hung", failure)) == known
 
 
+def test_who_gives_a_run_up_from_a_slurm_job_of_its_own_does_not_name_that_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    runs = [PlannedRun(run_id=new_run_id(), case=a_record().case) for _ in range(2)]
+    spec = JobSpec(runs=runs, spool=str(tmp_path), log_folder=str(tmp_path / "log"))
+    failure = Failure(step="job", kind="JobRefused", message="refused")
+    never = record.read(write_unmeasured(spec, runs[0], "failed", failure, scheduler_job=""))
+    assert (never.scheduler_job, never.notes) == ("", [])
+    begun = record.read(write_unmeasured(spec, runs[1], "failed", failure, scheduler_job="Slurm job 9_1"))
+    assert (begun.scheduler_job, begun.notes) == ("Slurm job 9_1", [])
+
+
 def test_many_writers_leave_whole_records_and_nothing_else(tmp_path):
     made = [a_record() for _ in range(40)]
     with ThreadPoolExecutor(8) as pool:
