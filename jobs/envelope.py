@@ -22,7 +22,7 @@ from jobs import private_files
 class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`done`, `stopped` (it was asked to end) or `error`, with the exception's type, message and trace.
 
-    task: which process of the job. attempt: of the scheduler, 0 unless it restarted the job.
+    task: which process of the job. attempt: which of the job's, from 1; 0 where what it was told cannot be read.
     """
 
     outcome: Literal["done", "stopped", "error"]
@@ -41,7 +41,7 @@ class Stopped(Exception):
     """The process was asked to end, and did; the message says by whom or what."""
 
 
-def sealed(action: Callable[[], None], path: Path, *, task: int = 0, attempt: int = 0) -> Envelope:
+def sealed(action: Callable[[], None], path: Path, *, attempt: int, task: int = 0) -> Envelope:
     """Do the action and write how it ended to `path`, also for what leaves by `sys.exit`; the envelope."""
     started_at = utc_now()
     outcome: Literal["done", "stopped", "error"] = "done"

@@ -88,6 +88,7 @@ def run_task(folder: str, launcher: Launcher) -> None:
         envelope = sealed(
             lambda: _look_after_ranks(place, spec, task, launcher, notice),
             place / f"envelope-{task.number}.json",
+            attempt=spec.attempt,
             task=task.number,
         )
     if envelope.outcome != "done":

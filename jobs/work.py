@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 from harness import job as jobspec
+from harness.job import JobSpec
 from jobs import private_files
 from jobs.envelope import sealed
 from jobs.exclusive import measuring
@@ -36,4 +37,5 @@ def measure(folder: str, measuring_lock: str) -> None:
         with measuring(Path(measuring_lock), wait_s=spec.deadline_s):
             run_job(spec)
 
-    sealed(run, place / ENVELOPE_FILE)
+    told = private_files.load(place / SPEC_FILE, JobSpec)
+    sealed(run, place / ENVELOPE_FILE, attempt=0 if told is None else told.attempt)

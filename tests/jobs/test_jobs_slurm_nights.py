@@ -160,7 +160,7 @@ def test_nothing_is_left_in_the_queue_or_behind(place):
     for job in place.night(JOBS).required_manifest.jobs:
         for task in range(job.world.ranks):
             envelope = read_envelope(place.night(JOBS).attempts(job)[0].folder / f"envelope-{task}.json")
-            assert (envelope.outcome, envelope.task) == ("done", task)
+            assert (envelope.outcome, envelope.task, envelope.attempt) == ("done", task, 1)
 
 
 def told_jobs(place):

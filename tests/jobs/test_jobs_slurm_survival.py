@@ -9,6 +9,8 @@ import pytest
 from slurm_fixtures import PREEMPTING, submit, wait_for_state
 from slurm_survival import Scene, until
 
+from jobs.envelope import read_envelope
+
 TORCH_FIRST, HELD_FIRST = 10, 1
 """Seeds that put the plan's two cases of one rank, or of two, in that order."""
 BOTH = ({"backend": "torch"}, {"backend": "held"})
@@ -52,6 +54,7 @@ def test_a_rank_killed_once_costs_its_case_one_more_try_and_the_others_nothing(s
     assert (first.settled.cause, first.settled.strike) == ("killed", True)
     assert first.settled.words == f"rank 1 ({node}) was killed by signal 9 (SIGKILL)"
     assert (backends(first), backends(second)) == (["held", "torch"], ["torch", "held"])
+    assert [read_envelope(one.folder / "envelope-1.json").attempt for one in (first, second)] == [1, 2]
     assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
