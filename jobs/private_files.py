@@ -31,13 +31,16 @@ def save(value: msgspec.Struct, path: Path) -> None:
 def save_once(value: msgspec.Struct, path: Path) -> bool:
     """Write the struct as JSON where no such file is yet; False, and nothing written, where there is one.
 
-    Of several who try at once exactly one succeeds, on NFS too (link(2) is atomic there).
+    Of several who try at once exactly one succeeds, on NFS too: link(2) is atomic there, and where a call that was sent
+    again finds its own work and says that the file exists, the number of links tells.
     """
     partial = _partial(msgspec.json.encode(value), path)
     try:
         os.link(partial, path)
     except FileExistsError:
-        return False
+        # NFS may remember what stat says until a file is opened.
+        with partial.open("rb") as file:
+            return os.fstat(file.fileno()).st_nlink == 2
     finally:
         partial.unlink(missing_ok=True)
     return True

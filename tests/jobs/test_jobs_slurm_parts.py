@@ -1,5 +1,6 @@
 """What is asked of Slurm and how its answers are read, part by part; whole nights are in test_jobs_slurm_nights.py."""
 
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -220,6 +221,22 @@ def test_of_many_who_claim_at_once_one_has_it(tmp_path):
         first = list(pool.map(lambda claim: private_files.save_once(claim, target), claims))
     won = [claim for claim, mine in zip(claims, first, strict=True) if mine]
     assert [private_files.load(target, Claim)] == won
+    assert [path.name for path in tmp_path.iterdir()] == ["claim.json"]
+
+
+def test_a_link_whose_answer_got_lost_is_a_claim_all_the_same(tmp_path, monkeypatch):
+    """As on NFS, where the second sending of the same call finds the first one's work."""
+    link, target = os.link, tmp_path / "claim.json"
+
+    def sent_again(source, place):
+        link(source, place)
+        link(source, place)
+
+    monkeypatch.setattr(private_files.os, "link", sent_again)
+    first, second = (Claim(by="job", at="t", host=host) for host in ("n1", "n2"))
+    assert private_files.save_once(first, target)
+    assert not private_files.save_once(second, target)
+    assert private_files.load(target, Claim) == first
     assert [path.name for path in tmp_path.iterdir()] == ["claim.json"]
 
 
