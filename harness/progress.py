@@ -1,6 +1,7 @@
 """What each rank is doing, in files beside its log: how the launcher knows where a rank died or hangs.
 
-One file a rank, one JSON line a step, appended in one write each; a torn last line is ignored. Torch-free.
+One file a rank, one JSON line a step, appended in one write each. A line that a full disk has torn is ignored, with the
+step that was written onto its end; a last line without an end is not there yet. Torch-free.
 Written by `harness.worker`, read by `harness.supervise` and `harness.diagnosis`.
 """
 
@@ -61,4 +62,11 @@ def read_new(folder: Path, rank: int, offset: int) -> tuple[list[Progress], int]
     except FileNotFoundError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
-    return [msgspec.json.decode(line, type=Progress) for line in whole.splitlines()], offset + len(whole)
+    return [step for line in whole.split(b"\n") if (step := _step(line)) is not None], offset + len(whole)
+
+
+def _step(line: bytes) -> Progress | None:
+    try:
+        return msgspec.json.decode(line, type=Progress)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
