@@ -85,3 +85,9 @@ def test_a_host_that_is_slow_by_more_than_the_plan_bears_gets_no_job(history, ca
 def test_a_host_that_is_less_slow_than_that_is_used(history, capsys):
     assert excluded(0.5, history) == "n9"
     assert capsys.readouterr().err == ""
+
+
+def test_a_plan_that_leaves_out_slow_hosts_can_have_its_first_night(tmp_path, capsys):
+    with History.open(tmp_path / "history.db") as empty:
+        assert excluded(0.05, empty) == "n9"
+    assert capsys.readouterr().err == ""

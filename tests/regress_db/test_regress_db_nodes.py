@@ -149,11 +149,17 @@ def test_runs_made_by_hand_count_by_the_day(cluster):
 def test_an_empty_history_has_no_node_and_numbers_out_of_range_are_refused(history):
     assert node_effects(history) == []
     with pytest.raises(NotFoundError, match="it has none yet"):
-        slow_nodes(history, "local", 0.05)
+        node_effects(history, cluster="local")
     with pytest.raises(FilterError, match="no probability"):
         node_effects(history, level=1.5)
     with pytest.raises(FilterError, match="at least 1"):
         node_effects(history, since_nights=0)
+
+
+def test_no_node_is_known_to_be_slow_on_a_cluster_that_the_history_does_not_have(history, cluster):
+    assert slow_nodes(history, "local", 0.05) == []
+    cluster.measure(8, effects={"n3": 1.1})
+    assert slow_nodes(cluster.history, "elsewhere", 0.05) == []
 
 
 def test_a_notebook_asks_the_same(cluster):
