@@ -7,6 +7,7 @@ which is next to read.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from regress_db.verdicts import Rules
 
 _WHO = "epwatch nightly"
+_WORST_FIRST = (2, 1, 3, 4, 0)
 _TOLD = frozenset({"regressed", "failed", "wrong", "hung", "missing"})
 
 
@@ -90,7 +92,7 @@ def cases_to_confirm(history: History, plan: Plan, night: str, baseline: str | N
     """The cases of the night that seem to have changed: to be measured again before anything is said of them."""
     from regress_db.verdicts import judge_night
 
-    name = _baseline_of(history, plan, baseline)
+    name = _baseline_of(history, plan, night, baseline)
     if name is None:
         return []
     said = judge_night(history, night, baseline=name, rules=rules_of(history, plan), keep=False)
@@ -102,28 +104,40 @@ def judge_planned(
 ) -> Judged:
     """Judge a night of the plan, and make it the baseline where the plan's policy says so.
 
-    baseline: overrides the plan's policy; it must exist. Raises `NotFoundError` for a named baseline that does not.
+    Doing so again says the same. baseline: overrides the plan's policy; it must exist. Raises `NotFoundError` for a
+    named baseline that does not.
     """
     from regress_db.baselines import set_baseline
     from regress_db.verdicts import judge_night
 
-    name = _baseline_of(history, plan, baseline)
+    name = _baseline_of(history, plan, night, baseline)
     verdict = judge_night(history, night, baseline=name, rules=rules_of(history, plan))
     made = None
     if name is None and plan.baseline.policy == "first" and verdict.exit_code() == 0:
         made = plan.baseline_name
         assert made is not None
-        set_baseline(history, made, who=_WHO, why=f"first clean night of plan {plan.name}", night=night)
+        if not _has_baseline(history, made):
+            set_baseline(history, made, who=_WHO, why=f"first clean night of plan {plan.name}", night=night)
     return Judged(verdict, made, strict or plan.verdict.strict)
 
 
-def _baseline_of(history: History, plan: Plan, baseline: str | None) -> str | None:
-    """What a night of the plan is judged against; None for nothing, or where policy `first` has nothing yet."""
+def worst(codes: Iterable[int]) -> int:
+    """The exit code of a command that has judged several nights; 0 for none."""
+    return min(codes, key=_WORST_FIRST.index, default=0)
+
+
+def _baseline_of(history: History, plan: Plan, night: str, baseline: str | None) -> str | None:
+    """What a night of the plan is judged against; None for nothing, or where policy `first` has none but itself yet."""
+    name = baseline or plan.baseline_name
+    if baseline is not None or name is None or plan.baseline.policy != "first":
+        return name
+    return name if _has_baseline(history, name) and not _is_made_of(history, name, night) else None
+
+
+def _has_baseline(history: History, name: str) -> bool:
     from regress_db.baselines import list_baselines
 
-    name = baseline or plan.baseline_name
-    first = baseline is None and plan.baseline.policy == "first"
-    return None if first and name not in {one.name for one in list_baselines(history)} else name
+    return any(one.name == name for one in list_baselines(history))
 
 
 def settle_night(history: History, plan: Plan | None, night: str | None, baseline: str | None) -> NightVerdict:
@@ -166,14 +180,20 @@ def settle_night(history: History, plan: Plan | None, night: str | None, baselin
 
 def _refuse_own_runs(history: History, night: str, baseline: str) -> None:
     """Raise `BaselineError` where the baseline is the night itself: it says nothing about it."""
-    from regress_db.baselines import show_baseline
     from regress_db.errors import BaselineError
+
+    if _is_made_of(history, baseline, night):
+        raise BaselineError(f"night {night} is what baseline {baseline!r} was made of: another night has to come first")
+
+
+def _is_made_of(history: History, baseline: str, night: str) -> bool:
+    """Whether the baseline holds runs of the night alone. Raises `NotFoundError` where there is none of that name."""
+    from regress_db.baselines import show_baseline
     from regress_db.queries import runs
     from regress_db.selection import Selection
 
     held = {run_id for series in show_baseline(history, baseline).series for run_id in series.run_ids}
-    if held <= {line.run_id for line in runs(history, Selection(night=night))}:
-        raise BaselineError(f"night {night} is what baseline {baseline!r} was made of: another night has to come first")
+    return held <= {line.run_id for line in runs(history, Selection(night=night))}
 
 
 SERIES_COLUMNS: list[Column[SeriesVerdict]] = [

@@ -5,7 +5,7 @@ Whoever dies, be it the command, a job, a node or Slurm's controller, what these
 
     <jobs>/<night>/night.json            Manifest: what is to be measured
                    plan.toml             the plan as it was
-                   finished.json         Finished: nothing more is to be done
+                   finished.json         Finished: nothing more is to be done, judging and telling are over too
                    submissions/<n>/      Submission, and submitit's own files
                    <job>/attempt-<k>/    one try at what a job still owes:
                        job.json              JobSpec: its runs
@@ -34,7 +34,7 @@ from harness.record import Environment, PlannedRun, Platform
 from jobs import private_files
 from jobs.exclusive import FolderError, make_folder
 from jobs.packing import PackedJob
-from jobs.plan import Plan, PlanError, parse
+from jobs.plan import Plan, load
 
 MANIFEST_FILE = "night.json"
 PLAN_FILE = "plan.toml"
@@ -236,12 +236,20 @@ class NightFolder:
         """Say that it is over; the first word counts."""
         private_files.save_once(finished, self.folder / FINISHED_FILE)
 
-    def plan(self, path: str) -> Plan:
-        """The plan as it was when the night began; `path` names it in errors. Raises `PlanError`."""
+    @property
+    def plan_source(self) -> str:
+        """The text of the plan as it was when the night began; "", which no plan is, where it cannot be read."""
         try:
-            return parse((self.folder / PLAN_FILE).read_text(encoding="utf-8"), path)
-        except OSError as error:
-            raise PlanError(f"cannot read the plan of night {self.name}: {error.strerror or error}") from None
+            return (self.folder / PLAN_FILE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def plan(self, path: str) -> Plan:
+        """The plan as it was when the night began; `path` is where it stood then.
+
+        Raises `PlanError`, which names the night's own file, for one that this version of epwatch does not understand.
+        """
+        return msgspec.structs.replace(load(self.folder / PLAN_FILE), path=path)
 
     def attempts(self, job: PackedJob) -> list[Attempt]:
         """The attempts at a job so far, in order."""

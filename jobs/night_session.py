@@ -2,15 +2,17 @@
 
 A night whose command was killed is unfinished: its folder says so. Whoever runs the plan again goes on with it, as long
 as that makes sense: the plan and the code under test have not changed, and it is not too old. Where it makes none, the
-old night is given up in so many words, with what it measured kept. Next to read: `jobs.nightly`.
+old night is over, in so many words: measured in full by jobs that needed no command, or given up, with what it
+measured kept. Either way it is judged. A night is finished when that is done and told: one that was measured and whose
+command was killed before is judged by the next. Next to read: `jobs.nightly`.
 """
 
 from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +22,11 @@ from harness.case import Case
 from harness.errors import EpwatchError
 from jobs import private_files
 from jobs.cluster import Cluster, SubmitError
-from jobs.exclusive import one_night
 from jobs.night_folder import Finished, Manifest, NightFolder
+from jobs.night_jobs import load_jobs
 from jobs.nightly import Night, enter
 from jobs.packing import PackedJob, new_night_id, pack, plan_runs
-from jobs.plan import Plan
+from jobs.plan import Plan, PlanError
 from jobs.plan_clusters import ClusterSection
 from jobs.spool import bring_home
 from regress_db.wording import percent
@@ -38,6 +40,17 @@ Candidates = Callable[[str], Sequence[Case]]
 
 class NoNight(EpwatchError):
     """There is no night to go on with."""
+
+
+@dataclass(frozen=True)
+class LeftNight:
+    """A night that was left unfinished and is over now, to be judged and then written down as finished.
+
+    given_up: why, where runs of it are missing for good; "" where it was measured in full.
+    """
+
+    folder: NightFolder
+    given_up: str
 
 
 def jobs_folder_of(plan: Plan) -> Path:
@@ -60,31 +73,36 @@ def clusters_of(plan: Plan, history: History | None = None) -> dict[str, Cluster
     return clusters
 
 
-@contextmanager
-def night_of(
-    plan: Plan, history: History, spool: Path, candidates: Candidates, *, new: bool = False, begin: bool = True
-) -> Iterator[Night]:
-    """The plan's night, to be driven: the one that was left unfinished, else a new one.
+def end_left(plan: Plan, history: History, spool: Path, *, new: bool = False) -> LeftNight | None:
+    """End the night that was left unfinished, where it is not gone on with; None where there is none such.
 
-    new: give up an unfinished one. begin: whether there may be a new one. Raises `BusyError` while another process
-    drives a night of the same jobs folder, `NoNight` where none is to be begun and there is none.
+    new: one is not gone on with. spool: looked into as well as the night's own. Whoever calls this, or what follows,
+    holds the jobs folder (`jobs.exclusive.one_night`).
     """
-    jobs_folder = jobs_folder_of(plan)
-    with one_night(jobs_folder):
-        left = unfinished(jobs_folder, plan.name)
-        if left is not None:
-            reason = "a new night was asked for" if new else _why_not_to_go_on(left, plan)
-            if reason is None:
-                print(f"epwatch: going on with night {left.name}, which was left unfinished", file=sys.stderr)
-                yield _take_up(left, plan, history, spool, candidates)
-                return
-            give_up(left, plan, history, spool, reason)
-            print(f"epwatch: night {left.name} is given up: {reason}; what it measured is kept", file=sys.stderr)
-        if not begin:
-            raise NoNight(
-                f"plan {plan.name} has no unfinished night in {jobs_folder}: start one with `epwatch nightly`"
-            )
-        yield _begin(jobs_folder, plan, history, spool, candidates)
+    left = unfinished(jobs_folder_of(plan), plan.name)
+    if left is None:
+        return None
+    reason = "a new night was asked for" if new else _why_not_to_go_on(left, plan)
+    if reason is None:
+        return None
+    _stop(left, plan, history, spool)
+    if _is_measured(left, history):
+        print(f"epwatch: night {left.name} is over: {reason}; all of it was measured", file=sys.stderr)
+        return LeftNight(left, "")
+    print(f"epwatch: night {left.name} is given up: {reason}; what it measured is kept", file=sys.stderr)
+    return LeftNight(left, reason)
+
+
+def take_up(plan: Plan, history: History, spool: Path, candidates: Candidates) -> Night | None:
+    """The night that was left unfinished, to be gone on with; None where there is none."""
+    left = unfinished(jobs_folder_of(plan), plan.name)
+    if left is None:
+        return None
+    print(f"epwatch: going on with night {left.name}, which was left unfinished", file=sys.stderr)
+    manifest = left.required_manifest
+    enter(history, plan, manifest)
+    bring_home(history, spool)
+    return Night(plan, history, left, manifest, clusters_of(plan, history), _again(plan, history, candidates))
 
 
 def newest(jobs_folder: Path, plan_name: str) -> NightFolder:
@@ -107,27 +125,30 @@ def unfinished(jobs_folder: Path, plan_name: str) -> NightFolder | None:
 
 
 def advance_once(night: Night, history: History) -> bool:
-    """One look at the night and what follows from it; whether it is over, which is then written down.
+    """One look at the night and what follows from it; whether it is over, to be judged and then to `finish`.
 
-    Raises `SubmitError`; a night of which nothing could be submitted is over then.
+    Raises `SubmitError`; a night of which nothing could be submitted is given up then.
     """
     try:
         over = night.advance()
     except SubmitError as error:
         if not night.begun:
-            end(night, history, str(error))
+            end(night.folder, history, str(error))
         raise
     if over:
-        end(night, history)
+        _close(night.folder, history)
     return over
 
 
-def end(night: Night, history: History, given_up: str = "") -> None:
-    """The night is over, in the history and in its folder."""
-    from regress_db.nights import close_night
+def end(night: NightFolder, history: History, given_up: str) -> None:
+    """The night is over without a verdict. given_up: why."""
+    _close(night, history)
+    finish(night, given_up)
 
-    close_night(history, night.name, datetime.now(UTC))
-    night.folder.finish(Finished(at=environment.utc_now(), given_up=given_up))
+
+def finish(night: NightFolder, given_up: str = "") -> None:
+    """Nothing more is to be done for the night: no command looks at it again. given_up: why runs of it are missing."""
+    night.finish(Finished(at=environment.utc_now(), given_up=given_up))
 
 
 def give_up(left: NightFolder, plan: Plan, history: History, spool: Path, reason: str) -> None:
@@ -135,23 +156,58 @@ def give_up(left: NightFolder, plan: Plan, history: History, spool: Path, reason
 
     spool: looked into as well as the night's own.
     """
+    _stop(left, plan, history, spool)
+    finish(left, reason)
+
+
+def own_plan(left: NightFolder, plan: Plan) -> Plan:
+    """The plan as it was when the night began; `plan`, which it is now, where this epwatch does not understand that."""
+    try:
+        return left.plan(plan.path)
+    except PlanError as error:
+        print(
+            f"epwatch: {error}; the jobs of night {left.name} are looked for on the clusters of {plan.path} instead",
+            file=sys.stderr,
+        )
+        return plan
+
+
+def _stop(left: NightFolder, plan: Plan, history: History, spool: Path) -> None:
+    """Cancel the jobs of an unfinished night, and bring home what it measured."""
     manifest = left.required_manifest
-    own = left.plan(plan.path)
-    night = Night(own, history, left, manifest, clusters_of(own), lambda _: [])
+    own = own_plan(left, plan)
+    clusters = clusters_of(own)
     enter(history, own, manifest)
     bring_home(history, spool)
-    night.cancel()
-    end(night, history, reason)
+    Night(own, history, left, manifest, clusters, lambda _: []).cancel()
+    for job in load_jobs(left, manifest):
+        flying = job.in_flight
+        if flying is not None and flying.submitted is not None and job.packed.cluster not in clusters:
+            print(
+                f"epwatch: job {flying.submitted.scheduler_id} of night {left.name} could not be cancelled: it is on "
+                f"cluster {job.packed.cluster}, which {plan.path} has no longer; cancel it there",
+                file=sys.stderr,
+            )
+    _close(left, history)
 
 
-def _take_up(left: NightFolder, plan: Plan, history: History, spool: Path, candidates: Candidates) -> Night:
-    manifest = left.required_manifest
-    enter(history, plan, manifest)
-    bring_home(history, spool)
-    return Night(plan, history, left, manifest, clusters_of(plan, history), _again(plan, history, candidates))
+def _close(night: NightFolder, history: History) -> None:
+    """Note in the history that the night measures no more."""
+    from regress_db.nights import close_night
+
+    close_night(history, night.name, datetime.now(UTC))
 
 
-def _begin(jobs_folder: Path, plan: Plan, history: History, spool: Path, candidates: Candidates) -> Night:
+def _is_measured(left: NightFolder, history: History) -> bool:
+    """Whether every run of the night has a record in the history, or was given up."""
+    from regress_db.nights import recorded_runs
+
+    recorded = recorded_runs(history, left.name)
+    return not any(job.owed(recorded) for job in load_jobs(left, left.required_manifest))
+
+
+def begin(plan: Plan, history: History, spool: Path, candidates: Candidates) -> Night:
+    """A new night."""
     clusters = clusters_of(plan, history)
     now = datetime.now(UTC)
     night = new_night_id(now)
@@ -167,7 +223,7 @@ def _begin(jobs_folder: Path, plan: Plan, history: History, spool: Path, candida
         rounds=0,
         jobs=tuple(planned_jobs(plan, night, seed, expectations(plan, history))),
     )
-    folder = NightFolder.create(jobs_folder, plan, manifest)
+    folder = NightFolder.create(jobs_folder_of(plan), plan, manifest)
     spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     enter(history, plan, manifest)
     return Night(plan, history, folder, manifest, clusters, _again(plan, history, candidates))
@@ -246,7 +302,7 @@ def _why_not_to_go_on(left: NightFolder, plan: Plan) -> str | None:
         return (
             f"it began {age.total_seconds() / 3600:.1f} hours ago, and resume_within_h is {plan.plan.resume_within_h:g}"
         )
-    if left.plan(plan.path).source != plan.source:
+    if left.plan_source != plan.source:
         return "the plan has changed since"
     if manifest.code != environment.tested_code():
         return "the code under test has changed since"

@@ -117,8 +117,8 @@ def node_effects(
 def slow_nodes(history: History, cluster: str, floor: float) -> list[NodeEffect]:
     """The nodes of the cluster that are slower than the others, significantly and by `floor` at least; slowest first.
 
-    floor: relative (0.05: five per cent). Of nodes that cannot be told apart, all are there. None are known to be slow on
-    a cluster that the history does not have yet: a plan has its first night.
+    floor: relative (0.05: five per cent). Of nodes that cannot be told apart, all are there. On a cluster that the
+    history does not have yet none is known to be slow.
     """
     try:
         found = node_effects(history, cluster=cluster)

@@ -29,7 +29,8 @@ def collect(file: Path | None, db: str | None, spool: str | None, form: Format) 
     """Ingest the records that lie in the spool; with a plan, go one look further with its unfinished night.
 
     That settles jobs that have ended, submits what is still owed, and when all is measured judges the night and exits
-    as `epwatch nightly` would. Without a plan it exits 3 when a record could not be read and went to quarantine.
+    as `epwatch nightly` would; what is missing of a night that is too old to go on with, or whose plan or code have
+    changed since, stays missing. Without a plan it exits 3 when a record could not be read and went to quarantine.
     """
     from jobs.plan import load
 
@@ -59,25 +60,33 @@ def _ingest(history: History, folder: Path, form: Format) -> int:
 def _go_on(history: History, plan: Plan, folder: Path, form: Format) -> int:
     from jobs.commands.judged_night import judge_and_show
     from jobs.commands.night_status import JOB_COLUMNS
+    from jobs.exclusive import one_night
     from jobs.judging import cases_to_confirm
-    from jobs.night_session import NoNight, advance_once, night_of
+    from jobs.night_session import LeftNight, advance_once, end_left, finish, jobs_folder_of, take_up
     from jobs.spool import bring_home
 
     bring_home(history, folder)
-    try:
-        with night_of(
-            plan, history, folder, lambda night: cases_to_confirm(history, plan, night, None), begin=False
-        ) as night:
+    with one_night(jobs_folder_of(plan)):
+        left = end_left(plan, history, folder)
+        if left is None:
+            night = take_up(plan, history, folder, lambda night: cases_to_confirm(history, plan, night, None))
+            if night is None:
+                where = jobs_folder_of(plan)
+                print(
+                    f"epwatch: plan {plan.name} has no unfinished night in {where}: start one with `epwatch nightly`",
+                    file=sys.stderr,
+                )
+                return 0
             while not (over := advance_once(night, history)) and night.in_doubt:
                 time.sleep(night.poll_s)
-            name, views = night.name, night.views()
-    except NoNight as nothing:
-        print(f"epwatch: {nothing}", file=sys.stderr)
-        return 0
-    if over:
-        return judge_and_show(history, plan, name, report=plan.plan.report, form=form)
-    show(views, JOB_COLUMNS, form)
-    if form == "table":
-        done, total = sum(view.done for view in views), sum(view.total for view in views)
-        say(f"\nnight {name} goes on: {done} of {total} runs done")
-    return 0
+            if not over:
+                views = night.views()
+                show(views, JOB_COLUMNS, form)
+                if form == "table":
+                    done, total = sum(view.done for view in views), sum(view.total for view in views)
+                    say(f"\nnight {night.name} goes on: {done} of {total} runs done")
+                return 0
+            left = LeftNight(night.folder, "")
+        code = judge_and_show(history, plan, left.folder.name, report=plan.plan.report, form=form)
+        finish(left.folder, left.given_up)
+        return code

@@ -13,6 +13,7 @@ from jobs.tables import Format, as_json, as_objects, say, show
 
 if TYPE_CHECKING:
     from jobs.judging import Judged
+    from jobs.night_session import LeftNight
     from jobs.plan import Plan
     from regress_db.history import History
 
@@ -49,6 +50,23 @@ def judge_and_show(
             say(f"report: {written}")
     _tell(history, plan, judged, written)
     return judged.exit_code
+
+
+def judge_left(
+    history: History, plan: Plan, left: LeftNight, *, baseline: str | None, strict: bool, report: str | None
+) -> int:
+    """Judge a night that an earlier command left, before this command's own, whose table stdout is for: a line on
+    stderr, the report, tell. The exit code; 0 for a night that was given up, since a new one takes its place.
+    """
+    from jobs.judging import judge_planned
+    from jobs.night_session import finish
+
+    judged = judge_planned(history, plan, left.folder.name, baseline=baseline, strict=strict)
+    written = _report(history, plan, left.folder.name, report) if report else None
+    print(f"epwatch: {judged.summary}{f' Report: {written}' if written else ''}", file=sys.stderr)
+    _tell(history, plan, judged, written)
+    finish(left.folder, left.given_up)
+    return 0 if left.given_up else judged.exit_code
 
 
 def _tell(history: History, plan: Plan, judged: Judged, report: Path | None) -> None:

@@ -25,14 +25,14 @@ def status(file: Path, spool: str | None, form: Format) -> None:
 
     It reads only, and can be asked while the night runs or long after.
     """
-    from jobs.night_session import clusters_of, jobs_folder_of, newest
+    from jobs.night_session import clusters_of, jobs_folder_of, newest, own_plan
     from jobs.night_status import look_at
     from jobs.places import spool_folder
     from jobs.plan import load
 
     plan = load(file)
     folder = newest(jobs_folder_of(plan), plan.name)
-    own = folder.plan(plan.path)
+    own = own_plan(folder, plan)
     seen = look_at(folder, own, clusters_of(own), spool_folder(spool, plan))
     if form == "json":
         head = {"night": folder.name, "state": seen.state, "done": seen.done, "total": seen.total}

@@ -17,6 +17,7 @@ from jobs.tables import Format, say
 from regress_db.wording import AUTO
 
 if TYPE_CHECKING:
+    from harness.case import Case
     from jobs.nightly import Night
     from jobs.plan import Plan
     from jobs.progress import Update
@@ -75,7 +76,8 @@ def run(
 ) -> int:
     """Run the plan PLAN.toml on its clusters, judge it against its baseline, print one table, worst first, and report.
 
-    A night whose command was killed is gone on with, unless --new is given. Exits 0 when nothing regressed, 1 when
+    A night whose command was killed is gone on with, unless --new is given; one that makes no sense any more is judged
+    first, and a new one begun. Exits 0 when nothing regressed, 1 when
     something did, 3 when something planned has no valid result, 4 (--strict) when something stayed undecided.
     """
     if no_report and report_path:
@@ -89,8 +91,10 @@ def run(
         raise click.UsageError("--no-wait needs a queue, and the plan has a cluster of kind local, which has none")
 
     from jobs.busy import warn_if_busy
-    from jobs.judging import cases_to_confirm, rules_of
-    from jobs.night_session import night_of
+    from jobs.commands.judged_night import judge_and_show, judge_left
+    from jobs.exclusive import one_night
+    from jobs.judging import cases_to_confirm, rules_of, worst
+    from jobs.night_session import begin, end_left, finish, jobs_folder_of, take_up
     from jobs.places import open_history, spool_folder
 
     with open_history(db, plan, create=True) as history:
@@ -98,26 +102,33 @@ def run(
         rules_of(history, plan)
         if any(cluster.kind == "local" for cluster in plan.clusters):
             warn_if_busy()
-        with night_of(
-            plan,
-            history,
-            spool_folder(spool, plan),
-            lambda night: cases_to_confirm(history, plan, night, baseline),
-            new=new,
-        ) as night:
+        where = spool_folder(spool, plan)
+
+        def candidates(night: str) -> list[Case]:
+            return cases_to_confirm(history, plan, night, baseline)
+
+        with one_night(jobs_folder_of(plan)):
+            codes = []
+            left = end_left(plan, history, where, new=new)
+            if left is not None:
+                report = None if no_report else plan.plan.report
+                codes = [judge_left(history, plan, left, baseline=baseline, strict=strict, report=report)]
+            night = take_up(plan, history, where, candidates) or begin(plan, history, where, candidates)
             if no_wait:
                 if not _submitted(night, history):
                     say(
                         f"night {night.name} is submitted: `epwatch nightly status {file}` shows it, "
                         f"`epwatch collect {file}` brings its results home and, when all are there, judges it"
                     )
-                    return 0
+                    return worst(codes)
             else:
                 _wait(night, history, watch)
-        from jobs.commands.judged_night import judge_and_show
-
-        report = None if no_report else report_path or plan.plan.report
-        return judge_and_show(history, plan, night.name, baseline=baseline, strict=strict, report=report, form=form)
+            report = None if no_report else report_path or plan.plan.report
+            codes.append(
+                judge_and_show(history, plan, night.name, baseline=baseline, strict=strict, report=report, form=form)
+            )
+            finish(night.folder)
+            return worst(codes)
 
 
 def _submitted(night: Night, history: History) -> bool:
@@ -156,7 +167,7 @@ def _left_as_told(night: Night, history: History) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         if night.measures_here or not night.begun:
             night.cancel()
-            end(night, history, "interrupted")
+            end(night.folder, history, "interrupted")
             words = f"night {night.name} keeps what it has measured, the rest is missing"
             if not night.begun:
                 words = f"night {night.name} had no job in any queue yet, and is over"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from epwatch_command import clean_environment, epwatch, sentence
+from receivers import silence, web_hook
 
 from harness.processes import marked
 
@@ -232,3 +233,171 @@ def test_a_night_can_be_cancelled_for_good(tmp_path):
     assert (night["missing"], night["finished_at"] is None) == (2, False)
     again = epwatch("nightly", "cancel", "plan.toml", "--db", "history.db", "--spool", "spool", cwd=tmp_path)
     assert "has no unfinished night" in sentence(again)
+
+
+def command(place: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    variables |= {"EPWATCH_DB": "history.db", "EPWATCH_SPOOL": "spool"}
+    return epwatch(*arguments, cwd=place, timeout_s=120, **variables)
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def measured_and_not_judged(place: Path) -> None:
+    """A night whose command was killed -9 when all was measured, while it waited for a file that judging needs."""
+    plan = PLAN.format(iters=20, tries=2).replace("[measure]", '[verdict]\nwaivers = "waivers.toml"\n[measure]')
+    (place / "plan.toml").write_text(plan)
+    waivers = place / "waivers.toml"
+    os.mkfifo(waivers)
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs", "nightly", "plan.toml", *PLACES],
+        cwd=place,
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            waivers.write_text("")
+            until(lambda: len(list(place.glob("spool/ingested/*.json"))) == 2, "the records")
+            # What is to be confirmed is asked before what is to be said.
+            waivers.write_text("")
+            until(lambda: nights(place)[0]["finished_at"], "the end of measuring")
+        finally:
+            process.kill()
+    waivers.unlink()
+    waivers.write_text("")
+    (night,) = nights(place)
+    assert (night["ok"], night["judged_at"]) == (2, None)
+
+
+@pytest.mark.parametrize("arguments", [("nightly", "plan.toml", "--no-report"), ("collect", "plan.toml")])
+def test_a_night_whose_command_was_killed_before_judging_is_judged_by_the_next(tmp_path, arguments):
+    measured_and_not_judged(tmp_path)
+    after = command(tmp_path, *arguments)
+    assert after.returncode == 0, after.stderr
+    assert "going on with night" in after.stderr
+    (night,) = nights(tmp_path)
+    assert str(night["night"]) in after.stdout
+    assert night["judged_at"] is not None
+    assert "has no unfinished night" in command(tmp_path, "collect", "plan.toml").stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--new",)])
+def test_a_night_measured_in_full_is_judged_however_old_it_is_and_a_new_one_begun(tmp_path, arguments):
+    measured_and_not_judged(tmp_path)
+    (manifest,) = tmp_path.glob(".epwatch/jobs/*/night.json")
+    rewrite(manifest, started_at="2026-01-01T00:00:00+00:00")
+    after = command(tmp_path, "nightly", "plan.toml", *arguments)
+    assert after.returncode == 0, after.stderr
+    assert "is over: " in after.stderr
+    assert "all of it was measured" in after.stderr
+    assert "given up" not in after.stderr
+    second, first = nights(tmp_path)
+    assert (first["missing"], second["missing"]) == (0, 0)
+    assert None not in (first["judged_at"], second["judged_at"])
+    assert f"night {first['night']} of plan crash against" in after.stderr
+    assert str(first["night"]) not in after.stdout
+    assert sorted(path.stem for path in tmp_path.glob(".epwatch/reports/*")) == [first["night"], second["night"]]
+
+
+def test_collect_judges_a_night_measured_in_full_whose_plan_has_changed(tmp_path):
+    measured_and_not_judged(tmp_path)
+    with (tmp_path / "plan.toml").open("a") as plan:
+        plan.write("# changed\n")
+    after = command(tmp_path, "collect", "plan.toml", "--json")
+    assert after.returncode == 0, after.stderr
+    assert "is over: the plan has changed since; all of it was measured" in after.stderr
+    assert {one["verdict"] for one in json.loads(after.stdout)["series"]} == {"insufficient"}
+    assert "has no unfinished night" in command(tmp_path, "collect", "plan.toml").stderr
+
+
+def test_collect_says_what_is_missing_of_a_night_that_is_given_up(tmp_path):
+    plan = PLAN.format(iters=20, tries=2).replace('name = "crash"\n', 'name = "crash"\nresume_within_h = 0\n')
+    (tmp_path / "plan.toml").write_text(plan)
+    killed_in_its_first_job(tmp_path)
+    after = command(tmp_path, "collect", "plan.toml")
+    assert after.returncode == 3, after.stderr
+    assert "is given up: it began 0.0 hours ago, and resume_within_h is 0; what it measured is kept" in after.stderr
+    assert after.stdout.count("missing") >= 2
+    (night,) = nights(tmp_path)
+    assert night["missing"] >= 1
+    assert night["judged_at"] is not None
+    assert command(tmp_path, "collect", "plan.toml").returncode == 0
+
+
+def test_a_night_whose_command_was_killed_while_it_told_is_told_by_the_next_with_the_same_verdict(tmp_path):
+    plan = PLAN.format(iters=20, tries=2)
+    plan += '[tell]\nwhen = "always"\n[baseline]\npolicy = "first"\n'
+    (tmp_path / "plan.toml").write_text(plan)
+    with silence() as mute:
+        variables = clean_environment(EPWATCH_TELL=f"json://{mute}/")
+        with subprocess.Popen(
+            [sys.executable, "-m", "jobs", "nightly", "plan.toml", *PLACES],
+            cwd=tmp_path,
+            env=variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                until(lambda: "crash" in command(tmp_path, "baseline", "list").stdout, "the baseline")
+            finally:
+                process.kill()
+    with web_hook() as (where, received):
+        after = command(tmp_path, "nightly", "plan.toml", "--no-report", EPWATCH_TELL=f"json://{where}/")
+        again = command(tmp_path, "collect", "plan.toml", EPWATCH_TELL=f"json://{where}/")
+    assert after.returncode == 0, after.stderr
+    assert "against no baseline" in after.stdout
+    assert "It is now baseline crash." in after.stdout
+    assert len(nights(tmp_path)) == len(received) == 1
+    assert "has no unfinished night" in again.stderr
+
+
+def of_another_version(place: Path) -> Path:
+    """The plan of the night that was left, as an epwatch wrote it that called its fields otherwise."""
+    (own,) = place.glob(".epwatch/jobs/*/plan.toml")
+    own.write_text(own.read_text().replace("iters =", "iterations ="))
+    return own
+
+
+def test_a_night_with_a_plan_of_another_version_is_cancelled_on_the_clusters_of_the_present_one(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN.format(iters=FOREVER, tries=2))
+    killed_in_its_first_job(tmp_path)
+    own = of_another_version(tmp_path)
+    words = f"plan {own}, line 8: measure.iterations: there is no such field"
+    seen = command(tmp_path, "nightly", "status", "plan.toml")
+    assert seen.returncode == 0, seen.stderr
+    assert words in seen.stderr
+    said = command(tmp_path, "nightly", "cancel", "plan.toml")
+    assert said.returncode == 0, said.stderr
+    assert words in said.stderr
+    assert "on the clusters of plan.toml instead" in said.stderr
+    assert "is cancelled" in said.stdout
+    until(lambda: not ranks_alive(tmp_path), "the ranks' end", limit_s=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"), [([], "the plan has changed since"), (["--new"], "a new night was asked for")]
+)
+def test_a_night_with_a_plan_of_another_version_is_given_up_for_a_new_one(tmp_path, arguments, why):
+    (tmp_path / "plan.toml").write_text(PLAN.format(iters=20, tries=2))
+    killed_in_its_first_job(tmp_path)
+    of_another_version(tmp_path)
+    after = command(tmp_path, "nightly", "plan.toml", "--no-report", *arguments)
+    assert after.returncode == 0, after.stderr
+    assert f"is given up: {why}" in after.stderr
+    assert [night["missing"] > 0 for night in nights(tmp_path)] == [False, True]
+
+
+def test_a_job_on_a_cluster_that_the_plan_has_no_longer_is_named(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN.format(iters=FOREVER, tries=2))
+    killed_in_its_first_job(tmp_path)
+    of_another_version(tmp_path)
+    until(lambda: list(tmp_path.glob(".epwatch/jobs/*/*/attempt-1/submitted.json")), "the job's number")
+    renamed = (tmp_path / "plan.toml").read_text().replace('kind = "local"', 'kind = "local"\nname = "other"')
+    (tmp_path / "plan.toml").write_text(renamed)
+    said = command(tmp_path, "nightly", "cancel", "plan.toml")
+    for pid in marked(str(job_folder(tmp_path))):
+        os.kill(pid, signal.SIGKILL)
+    assert said.returncode == 0, said.stderr
+    assert "could not be cancelled: it is on cluster local, which plan.toml has no longer" in said.stderr
