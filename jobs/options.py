@@ -37,6 +37,23 @@ def spool_option(command: Command) -> Command:
     )(command)
 
 
+def judging_options(command: Command) -> Command:
+    """What a night is judged against, how strictly, and where its report goes; the command gets `baseline`, `strict`,
+    `report_path` and `no_report`.
+    """
+    options = [
+        click.option("--baseline", metavar="NAME", help="Judge against this baseline, whatever the plan says."),
+        click.option("--strict", is_flag=True, help="Exit 4 where a series stayed inconclusive."),
+        click.option(
+            "--report", "report_path", metavar="PATH", help="Where the HTML report goes, instead of the plan's place."
+        ),
+        click.option("--no-report", is_flag=True, help="Write no HTML report."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def selection_options(command: Command) -> Command:
     """What chooses runs: patterns, filters and times; the command gets `selection`, without a limit."""
 

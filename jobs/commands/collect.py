@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.options import format_options, history_option, spool_option
+from jobs.options import format_options, history_option, judging_options, spool_option
 from jobs.places import open_history, spool_folder
 from jobs.tables import Column, Format, say, show
 
@@ -22,16 +22,30 @@ _EXIT_QUARANTINE = 3
 
 @click.command()
 @click.argument("file", metavar="[PLAN.toml]", type=click.Path(path_type=Path), required=False)
+@judging_options
 @history_option
 @spool_option
 @format_options
-def collect(file: Path | None, db: str | None, spool: str | None, form: Format) -> int:
+def collect(
+    file: Path | None,
+    baseline: str | None,
+    strict: bool,
+    report_path: str | None,
+    no_report: bool,
+    db: str | None,
+    spool: str | None,
+    form: Format,
+) -> int:
     """Ingest the records that lie in the spool; with a plan, go one look further with its unfinished night.
 
     That settles jobs that have ended, submits what is still owed, and when all is measured judges the night and exits
     as `epwatch nightly` would; what is missing of a night that is too old to go on with, or whose plan or code have
     changed since, stays missing. Without a plan it exits 3 when a record could not be read and went to quarantine.
     """
+    if no_report and report_path:
+        raise click.UsageError("--report and --no-report exclude each other")
+    if file is None and (baseline or strict or report_path or no_report):
+        raise click.UsageError("--baseline, --strict, --report and --no-report are about a night: name its PLAN.toml")
     from jobs.plan import load
 
     if file is None:
@@ -39,7 +53,8 @@ def collect(file: Path | None, db: str | None, spool: str | None, form: Format) 
             return _ingest(history, spool_folder(spool), form)
     plan = load(file)
     with open_history(db, plan, create=True) as history:
-        return _go_on(history, plan, spool_folder(spool, plan), form)
+        report = None if no_report else report_path or plan.plan.report
+        return _go_on(history, plan, spool_folder(spool, plan), baseline, strict, report, form)
 
 
 def _ingest(history: History, folder: Path, form: Format) -> int:
@@ -57,7 +72,15 @@ def _ingest(history: History, folder: Path, form: Format) -> int:
     return _EXIT_QUARANTINE if done.quarantined else 0
 
 
-def _go_on(history: History, plan: Plan, folder: Path, form: Format) -> int:
+def _go_on(
+    history: History,
+    plan: Plan,
+    folder: Path,
+    baseline: str | None,
+    strict: bool,
+    report: str | None,
+    form: Format,
+) -> int:
     from jobs.commands.judged_night import judge_and_show
     from jobs.commands.night_status import JOB_COLUMNS
     from jobs.exclusive import one_night
@@ -69,7 +92,7 @@ def _go_on(history: History, plan: Plan, folder: Path, form: Format) -> int:
     with one_night(jobs_folder_of(plan)):
         left = end_left(plan, history, folder)
         if left is None:
-            night = take_up(plan, history, folder, lambda night: cases_to_confirm(history, plan, night, None))
+            night = take_up(plan, history, folder, lambda night: cases_to_confirm(history, plan, night, baseline))
             if night is None:
                 where = jobs_folder_of(plan)
                 print(
@@ -87,6 +110,8 @@ def _go_on(history: History, plan: Plan, folder: Path, form: Format) -> int:
                     say(f"\nnight {night.name} goes on: {done} of {total} runs done")
                 return 0
             left = LeftNight(night.folder, "")
-        code = judge_and_show(history, plan, left.folder.name, report=plan.plan.report, form=form)
+        code = judge_and_show(
+            history, plan, left.folder.name, baseline=baseline, strict=strict, report=report, form=form
+        )
         finish(left.folder, left.given_up)
         return code

@@ -12,7 +12,7 @@ import click
 
 from jobs.commands.night_status import cancel, status
 from jobs.commands.schedule import install, uninstall
-from jobs.options import format_options, history_option, spool_option
+from jobs.options import format_options, history_option, judging_options, spool_option
 from jobs.tables import Format, say
 from regress_db.wording import AUTO
 
@@ -49,12 +49,7 @@ def nightly() -> None:
 
 @nightly.command()
 @click.argument("file", metavar="PLAN.toml", type=click.Path(path_type=Path))
-@click.option("--baseline", metavar="NAME", help="Judge against this baseline, whatever the plan says.")
-@click.option("--strict", is_flag=True, help="Exit 4 where a series stayed inconclusive.")
-@click.option(
-    "--report", "report_path", metavar="PATH", help="Where the HTML report goes, instead of the plan's place."
-)
-@click.option("--no-report", is_flag=True, help="Write no HTML report.")
+@judging_options
 @click.option("--new", is_flag=True, help="Begin a new night, and give up one that was left unfinished.")
 @click.option("--no-wait", is_flag=True, help="Submit the jobs and leave; `epwatch collect PLAN.toml` does the rest.")
 @click.option("--watch", is_flag=True, help="Show every job of the night, live.")
@@ -84,6 +79,10 @@ def run(
         raise click.UsageError("--report and --no-report exclude each other")
     if no_wait and watch:
         raise click.UsageError("--no-wait and --watch exclude each other")
+    if no_wait and (baseline or strict or report_path or no_report):
+        raise click.UsageError(
+            "--no-wait leaves judging to `epwatch collect`: give --baseline, --strict, --report or --no-report to that"
+        )
     from jobs.plan import load
 
     plan = load(file)

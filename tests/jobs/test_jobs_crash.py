@@ -305,8 +305,9 @@ def test_collect_judges_a_night_measured_in_full_whose_plan_has_changed(tmp_path
     measured_and_not_judged(tmp_path)
     with (tmp_path / "plan.toml").open("a") as plan:
         plan.write("# changed\n")
-    after = command(tmp_path, "collect", "plan.toml", "--json")
-    assert after.returncode == 0, after.stderr
+    after = command(tmp_path, "collect", "plan.toml", "--json", "--strict", "--report", "mine.html")
+    assert after.returncode == 4, after.stderr
+    assert (tmp_path / "mine.html").exists()
     assert "is over: the plan has changed since; all of it was measured" in after.stderr
     assert {one["verdict"] for one in json.loads(after.stdout)["series"]} == {"insufficient"}
     assert "has no unfinished night" in command(tmp_path, "collect", "plan.toml").stderr
