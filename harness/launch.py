@@ -34,20 +34,12 @@ _LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """How a job ended. Every planned run is in exactly one of recorded and filled_in, where the spec's job accounts.
-
-    exit_code: of the ranks together, 0 when all ended well. timed_out: they were killed as hung, or at the deadline.
-    recorded: run ids whose records the ranks wrote. filled_in: run ids whose failed or hung records were written here.
-    error: why the ranks did not end well, in one sentence, else "".
+    """How a job ended. exit_code: of the ranks together, 0 when all ended well. recorded: run ids whose records the
+    ranks wrote; those of the others were written here, where the spec's job accounts.
     """
 
     exit_code: int
-    timed_out: bool
     recorded: list[str]
-    filled_in: list[str]
-    elapsed_s: float
-    log_folder: str
-    error: str = ""
 
 
 def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None) -> JobOutcome:
@@ -85,7 +77,7 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
         if run.run_id in refused:
             fill_in(run, "failed", Failure(step="validate", kind=CaseError.__name__, message=refused[run.run_id]))
     if not runnable:
-        return JobOutcome(0, False, [], list(refused), time.monotonic() - started, spec.log_folder)
+        return JobOutcome(exit_code=0, recorded=[])
     part = msgspec.structs.replace(spec, runs=runnable)
     job.save(part, log_folder / "job.json")
     ended = supervise(part, _command(part), ranks_environment(os.environ), log_folder / "launch.log", tell=tell)
@@ -97,18 +89,10 @@ def run_job(spec: JobSpec, *, on_event: Callable[[JobEvent], None] | None = None
         diagnosis.write(found, log_folder)
     # Rank 0 may have been killed between writing a record and saying so.
     recorded = ended.recorded | {run.run_id for run in runnable if record.recorded(Path(spec.spool), run.run_id)}
-    missing = [run for run in runnable if run.run_id not in recorded and spec.accounts]
-    for run in missing:
-        fill_in(run, *diagnosis.account(part, run, found))
-    return JobOutcome(
-        exit_code=ended.exit_code,
-        timed_out=bool(ended.halted),
-        recorded=[run.run_id for run in runnable if run.run_id in recorded],
-        filled_in=[*refused, *(run.run_id for run in missing)],
-        elapsed_s=time.monotonic() - started,
-        log_folder=spec.log_folder,
-        error=found.message if found else "",
-    )
+    for run in runnable:
+        if run.run_id not in recorded and spec.accounts:
+            fill_in(run, *diagnosis.account(part, run, found))
+    return JobOutcome(exit_code=ended.exit_code, recorded=[run.run_id for run in runnable if run.run_id in recorded])
 
 
 def _validate(spec: JobSpec) -> None:

@@ -153,8 +153,8 @@ def test_a_record_that_is_there_is_left_alone(tmp_path):
     broken = msgspec.structs.replace(spec_of(tmp_path / "second", [TORCH_LL], deadline_s=0.2), runs=first.runs)
     record.write(made, tmp_path / "second" / "spool")
     outcome = run_job(broken)
-    assert outcome.timed_out
-    assert outcome.filled_in == []
+    assert outcome.exit_code != 0
+    assert outcome.recorded == [made.run_id]
     assert record.read(tmp_path / "second" / "spool" / f"{made.run_id}.json") == made
 
 
