@@ -28,6 +28,9 @@ Phase = Literal["dispatch", "combine"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
+ROUTINGS = ("uniform", "balanced", "skewed", "masked", "duplicates")
+"""Names of the generators in `harness.routing`."""
+
 MAX_TOPK = 32
 MAX_RANKS = 64
 ROW_ALIGNMENT_BYTES = 16

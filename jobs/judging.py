@@ -72,7 +72,7 @@ def rules_of(history: History, plan: Plan) -> Rules:
     """How nights of the plan are judged. The level is the plan's, or what calibration on its own
     history found, where that is stricter.
 
-    Raises `WaiverError` for a file of waivers that cannot be used.
+    Raises `PlanError` for a file of waivers that cannot be used.
     """
     from jobs import waivers
     from regress_db.calibration import level_for
@@ -84,7 +84,7 @@ def rules_of(history: History, plan: Plan) -> Rules:
         level=plan.level if calibrated is None else min(calibrated, plan.level),
         confirmations=plan.verdict.confirmations * plan.runs_of_a_confirmation,
         controls=tuple(plan.verdict.controls),
-        waivers=() if plan.waivers_file is None else waivers.load(plan.waivers_file),
+        waivers=waivers.of_plan(plan),
     )
 
 

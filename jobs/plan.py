@@ -8,27 +8,30 @@ Next to read: `jobs.plan_sections` (the fields), then `jobs.packing`, which make
 from __future__ import annotations
 
 import json
-import re
+import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from harness.case import Case
+from harness.case import ROUTINGS, Case
 from harness.errors import CaseError, EpwatchError
 from jobs import plan_clusters
+from jobs.plan_checks import MOST_RUNS, NIGHTS_A_MONTH, fitted, floor_complaint, sections_complaint
 from jobs.plan_clusters import ClusterSection
-from jobs.plan_matrix import FIELDS, Exclude, Matrix, combinations, excludes, named_fields, values
+from jobs.plan_matrix import FIELDS, Matrix, combinations, excludes, named_fields, values
 from jobs.plan_sections import BaselineSection, MeasureSection, PlanFile, PlanSection, VerdictSection
-from jobs.plan_tell import TellSection, check_tell
-from jobs.toml_lines import line_of
+from jobs.plan_tell import TellSection
+from jobs.toml_lines import line_of, shown
+from jobs.toml_words import misfit
 from regress_db.wording import AUTO
 
-MOST_CONFIRMATIONS = 2
-NIGHTS_A_MONTH = 30
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NEEDED = {
+    "there is no [plan]": "there is no [plan]: it gives the plan its name",
+    "there is no [cluster]": "there is no [cluster]: a plan names where it runs",
+    "there is no [cases]": "there is no [[cases]]: a plan measures something",
+}
 
 
 class PlanError(EpwatchError):
@@ -101,6 +104,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Where the plan's waivers stand, None where it has none."""
         return None if self.verdict.waivers is None else Path(self.path).parent / self.verdict.waivers
 
+    def mistake(self, field: str, what: str) -> PlanError:
+        """The error sentence for a field that turns out to be wrong once the plan is read."""
+        return _Text(self.path, self.source).error(field, what)
+
     @property
     def floors(self) -> dict[str, float]:
         """Case key to floor."""
@@ -115,28 +122,27 @@ class _Text:
         self.source = source
 
     def error(self, field: str, what: str) -> PlanError:
-        """The error sentence for `field`, a path such as `cases[1].tokens`, `measure` or ""."""
+        """The error sentence for `field`, a path such as `cases[0].tokens`, `measure` or ""."""
         line = line_of(self.source, field)
         place = f"{self.path}, line {line}" if line else self.path
-        return PlanError(f"plan {place}: {field + ': ' if field else ''}{what}")
+        return PlanError(f"plan {place}: {shown(field) + ': ' if field else ''}{what}")
 
 
 def parse(source: str, path: str) -> Plan:
     """The plan in TOML text; `path` only names it in errors. Raises `PlanError`."""
     text = _Text(path, source)
     try:
-        written = msgspec.convert(tomllib.loads(source), PlanFile)
+        document = tomllib.loads(source)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"plan {path} is not valid TOML: {error}") from None
+    try:
+        written = msgspec.convert(document, PlanFile)
     except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at `$")
-        field = where.strip("`").lstrip(".")
-        unknown = re.search(r"unknown field `(.*)`", message)
-        if unknown:
-            field = f"{field}.{unknown[1]}".lstrip(".")
-            message = "there is no such field" + (_suggestion(field, unknown[1]))
-        raise text.error(field, message) from None
-    _check_sections(written, text)
+        field, what = misfit(error, document, PlanFile)
+        raise text.error(field, _NEEDED.get(what, what)) from None
+    written = msgspec.structs.replace(written, measure=fitted(written.measure, document.get("measure", {})))
+    if (wrong := sections_complaint(written)) is not None:
+        raise text.error(*wrong)
     clusters = tuple(_checked_clusters(written, text))
     return Plan(
         path=path,
@@ -171,74 +177,14 @@ def plan_of_cases(name: str, cases: Sequence[Case], floor: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _suggestion(field: str, unknown: str) -> str:
-    """What the table does have, for a field it does not have."""
-    table = re.sub(r"\[\d+\]", "", field.removesuffix(unknown)).strip(".")
-    structs: dict[str, type[msgspec.Struct]] = {
-        "": PlanFile,
-        "plan": PlanSection,
-        "cluster": ClusterSection,
-        "measure": MeasureSection,
-        "baseline": BaselineSection,
-        "verdict": VerdictSection,
-        "tell": TellSection,
-        "cases": Matrix,
-        "cases.exclude": Exclude,
-    }
-    known = structs.get(table)
-    return f"; there are {', '.join(known.__struct_fields__)}" if known else ""
-
-
-def _check_sections(written: PlanFile, text: _Text) -> None:
-    """Raise `PlanError` for values no plan can have."""
-    if not _NAME.fullmatch(written.plan.name):
-        raise text.error("plan.name", f"{written.plan.name!r} is not a name: use letters, digits and _ . -")
-    if not 0 <= written.plan.resume_within_h < 1e6:
-        raise text.error("plan.resume_within_h", f"is {written.plan.resume_within_h}, wanted hours from 0 on")
-    _check_measure(written.measure, text)
-    _check_floor(written.verdict.floor, "verdict.floor", text)
-    if written.baseline.policy == "named" and not written.baseline.name:
-        raise text.error("baseline.policy", 'is "named", but there is no baseline.name')
-    if written.baseline.policy in ("none", "auto") and written.baseline.name:
-        raise text.error("baseline.name", f'is given, but baseline.policy is "{written.baseline.policy}"')
-    if not 0 <= written.verdict.confirmations <= MOST_CONFIRMATIONS:
-        raise text.error(
-            "verdict.confirmations", f"is {written.verdict.confirmations}, wanted 0 to {MOST_CONFIRMATIONS}"
-        )
-    if not 0 < written.verdict.false_alarms_a_month < NIGHTS_A_MONTH:
-        raise text.error(
-            "verdict.false_alarms_a_month",
-            f"is {written.verdict.false_alarms_a_month}, wanted a number above 0 and below {NIGHTS_A_MONTH}",
-        )
-    try:
-        written.plan.report.format(night="", plan="")
-    except (KeyError, IndexError, ValueError):
-        raise text.error("plan.report", "may hold {night} and {plan}, and no other braces") from None
-    if wrong := check_tell(written.tell):
-        raise text.error(*wrong)
-    if not written.cases:
-        raise text.error("cases", "is empty: a plan measures something")
-
-
-def _check_measure(measure: MeasureSection, text: _Text) -> None:
-    """Raise `PlanError` for counts or times that no measuring can have."""
-    for field, least in (("repeats", 1), ("warmup", 0), ("iters", 2), ("tries", 1)):
-        if getattr(measure, field) < least:
-            raise text.error(f"measure.{field}", f"is {getattr(measure, field)}, wanted at least {least}")
-    for field in ("deadline_s", "heartbeat_s", "job_deadline_s", "job_s", "case_s"):
-        if not 0 < getattr(measure, field) < 1e6:
-            raise text.error(f"measure.{field}", f"is {getattr(measure, field)}, wanted seconds above 0 and below 1e6")
-
-
 def _checked_clusters(written: PlanFile, text: _Text) -> Iterator[ClusterSection]:
     """The clusters, each with its name; raises `PlanError` for one that cannot be."""
-    several = isinstance(written.cluster, list)
     sections = written.cluster if isinstance(written.cluster, list) else [written.cluster]
     if not sections:
         raise text.error("cluster", "is empty: a plan names where it runs")
     names: set[str] = set()
     for position, section in enumerate(map(plan_clusters.named, sections)):
-        table = f"cluster[{position}]" if several else "cluster"
+        table = _cluster_table(written, position)
         wrong = plan_clusters.complaint(section, written.measure.job_deadline_s)
         if wrong is None and section.name in names:
             wrong = "name", f"{section.name!r} is another cluster's already"
@@ -249,19 +195,23 @@ def _checked_clusters(written: PlanFile, text: _Text) -> Iterator[ClusterSection
         yield section
 
 
-def _check_floor(floor: float, field: str, text: _Text) -> None:
-    """Raise `PlanError` unless `floor` is a relative change that can be."""
-    if not 0 < floor <= 10:
-        raise text.error(field, f"is {floor}, wanted a relative change above 0 and at most 10 (0.1 is 10 %)")
+def _cluster_table(written: PlanFile, position: int) -> str:
+    """The path of the table of a cluster."""
+    return f"cluster[{position}]" if isinstance(written.cluster, list) else "cluster"
 
 
 def _expand(written: PlanFile, clusters: Sequence[ClusterSection], text: _Text) -> Iterator[PlannedCase]:
     """The plan's cases; raises `PlanError` for one that cannot be, comes twice, or an exclusion that names nothing."""
     seen: dict[str, int] = {}
+    runs = 0
     for position, matrix in enumerate(written.cases):
         table = f"cases[{position}]"
         _check_matrix(matrix, table, text)
         wanted = _clusters_of(matrix, table, clusters, text)
+        each = written.measure.repeats * (2 if written.measure.aa else 1) * len(wanted)
+        runs += each * math.prod(len(values(getattr(matrix, field))) for field in FIELDS)
+        if runs > MOST_RUNS:
+            raise text.error(table, f"brings the runs of a night to {runs:,}, wanted at most {MOST_RUNS:,}")
         idle = dict(enumerate(matrix.exclude))
         kept = 0
         for case in combinations(matrix):
@@ -277,8 +227,10 @@ def _expand(written: PlanFile, clusters: Sequence[ClusterSection], text: _Text) 
             for cluster in wanted:
                 if (wrong := plan_clusters.world_complaint(cluster, case)) is not None:
                     raise text.error(f"{table}.{wrong[0]}", wrong[1])
+                if (wrong := plan_clusters.nodelist_complaint(cluster, case)) is not None:
+                    raise text.error(f"{_cluster_table(written, clusters.index(cluster))}.{wrong[0]}", wrong[1])
             if case.key in seen:
-                raise text.error(table, f"gives {case.key}, which cases[{seen[case.key]}] already has")
+                raise text.error(table, f"gives {case.key}, which cases[{seen[case.key] + 1}] already has")
             seen[case.key] = position
             kept += 1
             yield PlannedCase(
@@ -319,5 +271,8 @@ def _check_matrix(matrix: Matrix, table: str, text: _Text) -> None:
     for index, entry in enumerate(matrix.exclude):
         if not named_fields(entry):
             raise text.error(f"{table}.exclude", f"entry {index + 1} is empty and would exclude everything")
-    if matrix.floor is not None:
-        _check_floor(matrix.floor, f"{table}.floor", text)
+    for routing in values(matrix.routing):
+        if routing not in ROUTINGS:
+            raise text.error(f"{table}.routing", f"there is no routing {routing!r}; there are {', '.join(ROUTINGS)}")
+    if matrix.floor is not None and (wrong := floor_complaint(matrix.floor)) is not None:
+        raise text.error(f"{table}.floor", wrong)

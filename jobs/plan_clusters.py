@@ -23,7 +23,10 @@ DEFAULT_QUEUE_DEADLINE_MIN = 24 * 60.0
 START_ALLOWANCE_S = 180.0
 """What a job may need beyond its measuring: prolog, starting Python and the process group, ending."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME_WORDS = "use letters, digits and _ . -, starting with a letter or digit"
+LEAST_MEMORY_GB = 0.001
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\[\],-]*")
 
@@ -34,11 +37,12 @@ class ClusterSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     kind: `local`, this machine, or `slurm`. name: the cluster's name in the platform, hence in every series; `local`
     where it is left out for kind local, required for slurm.
 
-    All others are for slurm alone. What is left out is not asked for, and Slurm's or the site's default holds.
+    All others are for slurm alone. What has no default here is not asked for, and Slurm's or the site's holds.
     partition, account, qos, reservation, constraint: as of sbatch.
     tasks_per_node: most ranks on one host; left out, the ranks of one of the case's nodes. gpus_per_node: left out, as
     many as ranks on a host for cases of device cuda, else none. cpus_per_task, memory_gb (a node): as of sbatch.
-    exclusive: the allocated nodes are not shared with other jobs. nodelist, exclude: hosts to use, hosts never to use.
+    exclusive: the allocated nodes are not shared with other jobs. nodelist: hosts that every job is to contain, all of
+    them, as of sbatch. exclude: hosts never to use.
     exclude_slow: leave out hosts that make their runs slower than the others do by more than this (0.05 is 5 %).
     launcher: what starts the ranks, a task of srun each, torchrun on each host, or mpirun.
     time_limit_min: of a job; left out, job_deadline_s and what starting takes. queue_deadline_min: how long a job may
@@ -117,8 +121,8 @@ def complaint(section: ClusterSection, job_deadline_s: float) -> Complaint | Non
 def _complaints(section: ClusterSection, job_deadline_s: float) -> Iterator[Complaint]:
     if not section.name:
         yield "name", "is missing: it is part of every series' platform, so give the cluster one for good"
-    elif not _NAME.fullmatch(section.name):
-        yield "name", f"{section.name!r} is not a name: use letters, digits and _ . -"
+    elif not NAME.fullmatch(section.name):
+        yield "name", f"{section.name!r} is not a name: {NAME_WORDS}"
     if section.kind == "local":
         plain = ClusterSection(kind="local", name=section.name)
         for field in section.__struct_fields__:
@@ -142,20 +146,27 @@ def _complaints(section: ClusterSection, job_deadline_s: float) -> Iterator[Comp
             yield field, f"is {value}, wanted at least 1"
     if section.gpus_per_node is not None and section.gpus_per_node < 0:
         yield "gpus_per_node", f"is {section.gpus_per_node}, wanted at least 0"
-    for field in ("memory_gb", "queue_deadline_min"):
-        value = getattr(section, field)
-        if value is not None and not 0 < value < 1e6:
-            yield field, f"is {value}, wanted a number above 0 and below 1e6"
-    if section.exclude_slow is not None and not 0 < section.exclude_slow <= 10:
-        yield "exclude_slow", f"is {section.exclude_slow}, wanted a relative slowing above 0 (0.05 is 5 %)"
+    if not 0 < section.queue_deadline_min < 1e6:
+        yield "queue_deadline_min", f"is {section.queue_deadline_min}, wanted a number above 0 and below 1e6"
+    if section.memory_gb is not None and not LEAST_MEMORY_GB <= section.memory_gb < 1e6:
+        yield "memory_gb", f"is {section.memory_gb}, wanted at least {LEAST_MEMORY_GB} and below 1e6"
+    if section.exclude_slow is not None and not 0 < section.exclude_slow <= 1:
+        yield (
+            "exclude_slow",
+            f"is {section.exclude_slow}, wanted a relative slowing above 0 and at most 1 (0.05 is 5 %)",
+        )
     if section.time_limit_min is not None and section.time_limit_min * 60 < job_deadline_s:
         yield (
             "time_limit_min",
             f"is {section.time_limit_min}, less than measure.job_deadline_s ({job_deadline_s:g} s): Slurm would end "
             "jobs that are in time",
         )
-    if section.container and section.launcher == "mpirun":
-        yield "container", "needs srun, and mpirun is started without it"
+    if section.launcher == "mpirun":
+        for field in ("container", "container_mounts", "srun_args"):
+            if getattr(section, field):
+                yield field, "is for srun, and mpirun is started without it: leave one of the two out"
+    if section.container_mounts and not section.container:
+        yield "container_mounts", "is given, but there is no container to mount them in"
     yield from _environment_complaints(section)
 
 
@@ -165,12 +176,12 @@ def _environment_complaints(section: ClusterSection) -> Iterator[Complaint]:
             yield "environment", f"{name!r} is not the name of a variable"
         elif is_secret(name, value):
             yield (
-                "environment",
+                f"environment.{name}",
                 f"{name} looks like a secret, and a plan is no place for one: set it where `epwatch nightly` runs and "
                 "name it in pass_environment",
             )
         elif not _is_one_line(value):
-            yield "environment", f"{name} is not one line of printable text"
+            yield f"environment.{name}", "is not one line of printable text"
     for name in section.pass_environment:
         if not _VARIABLE.fullmatch(name):
             yield "pass_environment", f"{name!r} is not the name of a variable"
@@ -186,10 +197,42 @@ def world_complaint(section: ClusterSection, case: Case) -> Complaint | None:
     if (case.ranks // case.nodes) % tasks:
         return (
             "ranks",
-            f"gives {case.ranks} ranks on {case.nodes} nodes, which cannot be spread evenly over hosts of {tasks} "
-            f"ranks (tasks_per_node of cluster {section.name})",
+            f"gives {case.ranks} ranks on {_counted(case.nodes, 'node')}, which cannot be spread evenly over "
+            f"hosts of {tasks} ranks (tasks_per_node of cluster {section.name})",
         )
     return None
+
+
+def nodelist_complaint(section: ClusterSection, case: Case) -> Complaint | None:
+    """Why the case's job cannot contain all hosts of the cluster's nodelist, None where it can."""
+    named, given = sum(map(hosts_in, section.nodelist)), section.hosts(case)
+    if named <= given:
+        return None
+    return "nodelist", (
+        f"names {_counted(named, 'host')}, and a job contains all of them, but a job of {case.key} has "
+        f"{_counted(given, 'host')}: name no more, or name the hosts never to use in exclude"
+    )
+
+
+def hosts_in(text: str) -> int:
+    """How many hosts a text names, with Slurm's brackets: `n[1-3,7],m1` names five."""
+    total = 0
+    for one in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text):
+        total += math.prod(_numbers_in(inner) for inner in re.findall(r"\[([^\]]*)\]", one))
+    return total
+
+
+def _numbers_in(ranges: str) -> int:
+    """How many numbers the inside of brackets names: `1-3,7` names four."""
+    count = 0
+    for one in ranges.split(","):
+        span = re.fullmatch(r"(\d+)-(\d+)", one)
+        count += max(1, int(span[2]) - int(span[1]) + 1) if span else 1
+    return count
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def is_host(text: str) -> bool:

@@ -14,6 +14,8 @@ import msgspec
 
 DEFAULT_VARIABLE = "EPWATCH_TELL"
 
+BRACES_WORDS = "may hold {night} and {plan}, and no other braces"
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -48,15 +50,18 @@ def check_tell(section: TellSection) -> tuple[str, str] | None:
     if len(set(section.to_env)) != len(section.to_env):
         return "tell.to_env", "names a variable twice"
     for field in ("markdown", "junit"):
-        try:
-            filled(getattr(section, field), night="", plan="")
-        except (KeyError, IndexError, ValueError, AttributeError):
-            return f"tell.{field}", "may hold {night} and {plan}, and no other braces"
+        if has_other_braces(getattr(section, field)):
+            return f"tell.{field}", BRACES_WORDS
     if section.markdown and section.markdown == section.junit:
         return "tell.junit", "is the same file as tell.markdown"
     return None
 
 
+def has_other_braces(path: str) -> bool:
+    """Whether a path holds braces other than those that are filled in."""
+    return bool(re.search(r"[{}]", re.sub(r"\{(night|plan)\}", "", path)))
+
+
 def filled(path: str, *, night: str, plan: str) -> Path:
     """The path with the night's id and the plan's name filled in."""
-    return Path(path.format(night=night, plan=plan))
+    return Path(path.replace("{night}", night).replace("{plan}", plan))

@@ -9,7 +9,8 @@
     who = "ada"
     why = "driver 580.2 is slower; 580.3 is announced"
 
-Called by `jobs.judging`; every mistake is a `WaiverError` that names the file, the line and the field.
+Called by `jobs.judging` and `epwatch plan check`; every mistake is an error that names the file, the line and the
+field.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import msgspec
 
 from harness.case import Phase
 from harness.errors import EpwatchError
-from jobs.toml_lines import line_of
+from jobs.plan import Plan
+from jobs.toml_lines import line_of, shown
+from jobs.toml_words import misfit
 from regress_db.waivers import Waiver
 
 
@@ -44,20 +47,29 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     waiver: list[_Written] = []
 
 
+def of_plan(plan: Plan) -> tuple[Waiver, ...]:
+    """The waivers of the plan, none where it has no file of them. Raises `PlanError` for one that cannot be used."""
+    if plan.waivers_file is None:
+        return ()
+    try:
+        return load(plan.waivers_file)
+    except WaiverError as error:
+        raise plan.mistake("verdict.waivers", str(error)) from None
+
+
 def load(path: Path) -> tuple[Waiver, ...]:
     """The waivers in the file, in its order. Raises `WaiverError`."""
     try:
         source = path.read_text(encoding="utf-8")
-        written = msgspec.convert(tomllib.loads(source), _File)
+        document = tomllib.loads(source)
     except OSError as error:
         raise WaiverError(f"cannot read the waivers {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WaiverError(f"the waivers {path} are not valid TOML: {error}") from None
+    try:
+        written = msgspec.convert(document, _File)
     except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at `$")
-        field = where.strip("`").lstrip(".")
-        line = line_of(source, field) if field else None
-        raise WaiverError(f"waivers {path}{f', line {line}' if line else ''}: {field}: {message}") from None
+        raise _mistake(path, source, *misfit(error, document, _File)) from None
     for position, one in enumerate(written.waiver):
         for field in ("case", "who", "why"):
             if not getattr(one, field).strip():
@@ -73,4 +85,4 @@ def load(path: Path) -> tuple[Waiver, ...]:
 
 def _mistake(path: Path, source: str, field: str, what: str) -> WaiverError:
     line = line_of(source, field)
-    return WaiverError(f"waivers {path}{f', line {line}' if line else ''}: {field}: {what}")
+    return WaiverError(f"waivers {path}{f', line {line}' if line else ''}: {shown(field)}: {what}")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.plan_tell import filled
 from jobs.tables import Format, as_json, as_objects, say, show
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _report(history: History, plan: Plan, night: str, path: str) -> Path | None:
     from regress_db.errors import HistoryError
     from regress_db.report import write_report
 
-    where = Path(path.format(night=night, plan=plan.name))
+    where = filled(path, night=night, plan=plan.name)
     try:
         return write_report(history, night, where, command=shlex.join(["epwatch", "nightly", plan.path]))
     except HistoryError as error:

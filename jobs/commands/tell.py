@@ -33,6 +33,7 @@ def tell(night: str, file: Path, dry_run: bool, db: str | None) -> None:
     its `when` says.
     """
     from jobs.plan import load
+    from jobs.plan_tell import filled
     from jobs.tell import message_of, services
     from jobs.tell import tell as tell_all
 
@@ -45,7 +46,7 @@ def tell(night: str, file: Path, dry_run: bool, db: str | None) -> None:
         for one in services(plan.tell, os.environ):
             say(f"would not reach {one.to}: {one.why}" if one.why else f"would tell {one.to}")
         for name in filter(None, (plan.tell.markdown, plan.tell.junit)):
-            say(f"would write {name.format(night=summary.judged.verdict.night, plan=plan.name)}")
+            say(f"would write {filled(name, night=summary.judged.verdict.night, plan=plan.name)}")
         return
     import msgspec
 
@@ -72,6 +73,7 @@ def tell(night: str, file: Path, dry_run: bool, db: str | None) -> None:
 def _summary(history: History, plan: Plan, night: str | None) -> NightSummary:
     """The night and what belongs to it, from the history."""
     from jobs.judging import Judged, settle_night
+    from jobs.plan_tell import filled
     from jobs.summary import NightSummary
     from regress_db.nights import hosts_of_night, judged_before
     from regress_db.nightverdict import stored_verdict
@@ -81,7 +83,7 @@ def _summary(history: History, plan: Plan, night: str | None) -> NightSummary:
     else:
         verdict = settle_night(history, plan, night, None)
     earlier = judged_before(history, verdict.night)
-    report = Path(plan.plan.report.format(night=verdict.night, plan=plan.name)) if plan.plan.report else None
+    report = filled(plan.plan.report, night=verdict.night, plan=plan.name) if plan.plan.report else None
     logs = Path(plan.plan.jobs) / verdict.night
     return NightSummary(
         plan=plan.name,

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.case import Case
+from harness.case import ROUTINGS, Case
 from jobs.busy import busy_share
 from jobs.packing import new_night_id, pack, plan_runs
-from jobs.plan import Exclude, Matrix, PlanError, combinations, excludes, load, parse, plan_of_cases
+from jobs.plan import PlanError, load, parse, plan_of_cases
+from jobs.plan_matrix import Exclude, Matrix, combinations, excludes
 from jobs.toml_lines import line_of
 
 GOOD = """\
@@ -88,24 +89,38 @@ def test_a_series_is_judged_against_its_own_past_unless_the_plan_names_something
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("repeats = 3", 'repeats = "three"', ["measure.repeats", "int", "str"]),
+        ("repeats = 3", 'repeats = "three"', ["measure.repeats: is text, wanted a whole number"]),
         ("repeats = 3", "repeats = 0", ["measure.repeats", "at least 1"]),
         ("repeats = 3", "repeat = 3", ["measure.repeat", "no such field", "repeats"]),
+        ("repeats = 3", "repeats = 1001", ["measure.repeats", "at most 1000"]),
         ("repeats = 3", "deadline_s = nan", ["measure.deadline_s"]),
-        ('kind = "local"', 'kind = "pbs"', ["cluster.kind", "pbs"]),
+        ("repeats = 3", "job_s = 601", ["measure.job_s: is 601", "measure.job_deadline_s (600 s)", "ended before"]),
+        ("repeats = 3", "case_s = 601", ["measure.case_s: is 601", "measure.job_deadline_s (600 s)", "ended before"]),
+        ('name = "p"', 'name = "_p"', ["plan.name", "starting with a letter or digit"]),
+        (
+            'dtype = ["bf16", "fp8"]',
+            "routing = ['uniform', 'zipf']",
+            ["cases[1].routing", "'zipf'", "uniform, balanced, skewed"],
+        ),
+        ("tokens = 16", 'tokens = [16, "x"]', ["cases[1].tokens[2]: is text, wanted a whole number"]),
+        ("tokens = 16", 'tokens = "x"', ["cases[1].tokens: is text, wanted a whole number or a list of them"]),
+        ('exclude = [{ mode = "ht", dtype = "fp8" }]', "exclude = [{ modes = 1 }]", ["cases[1].exclude[1].modes"]),
+        ('exclude = [{ mode = "ht", dtype = "fp8" }]', 'exclude = "ht"', ["cases[1].exclude: is text, wanted a list"]),
+        ("[cluster]", "[clusters]", ["clusters: there is no such field", "cluster, cases"]),
+        ('kind = "local"', 'kind = "pbs"', ["cluster.kind: is 'pbs', wanted local or slurm"]),
         ('name = "p"', 'name = "a b"', ["plan.name", "a b"]),
-        ("tokens = 16", "tokens = []", ["cases[0].tokens", "empty"]),
-        ("tokens = 16", "tokens = [16, 16]", ["cases[0].tokens", "twice"]),
-        ("topk = 2", "topk = 2.5", ["cases[0].topk"]),
-        ('backend = "torch"', "backend = 3", ["cases[1].backend"]),
-        ("floor = 0.5", "floor = -1.0", ["cases[1].floor"]),
-        ("floor = 0.5", "flor = 0.5", ["cases[1].flor", "no such field"]),
+        ("tokens = 16", "tokens = []", ["cases[1].tokens", "empty"]),
+        ("tokens = 16", "tokens = [16, 16]", ["cases[1].tokens", "twice"]),
+        ("topk = 2", "topk = 2.5", ["cases[1].topk"]),
+        ('backend = "torch"', "backend = 3", ["cases[2].backend"]),
+        ("floor = 0.5", "floor = -1.0", ["cases[2].floor"]),
+        ("floor = 0.5", "flor = 0.5", ["cases[2].flor", "no such field"]),
         (
             'exclude = [{ mode = "ht", dtype = "fp8" }]',
             'exclude = [{ mode = "ht", dtype = "fp8", ranks = 8 }]',
-            ["cases[0].exclude", "excludes nothing"],
+            ["cases[1].exclude", "excludes nothing"],
         ),
-        ('exclude = [{ mode = "ht", dtype = "fp8" }]', "exclude = [{}]", ["cases[0].exclude", "empty"]),
+        ('exclude = [{ mode = "ht", dtype = "fp8" }]', "exclude = [{}]", ["cases[1].exclude", "empty"]),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_field(old, new, words):
@@ -118,12 +133,24 @@ def test_a_mistake_is_named_with_its_line_and_field(old, new, words):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("", ["plan"]),
+        ("", ["plan night.toml: there is no [plan]"]),
+        (
+            'measure.repeats = "x"\n' + GOOD.replace("[measure]\nrepeats = 3\n", ""),
+            ["line 1: measure.repeats: is text"],
+        ),
+        ("plan = 3", ["line 1: plan: is a whole number, wanted a table: write [plan]"]),
+        (GOOD[: GOOD.index("[[cases]]")], ["night.toml: there is no [[cases]]"]),
+        (GOOD[: GOOD.rindex("[[cases]]")].replace("[[cases]]", "[cases]"), ["line 10: cases", "write [[cases]]"]),
+        (GOOD.replace("[measure]", "[[measure]]"), ["line 7: measure: is a list", "write [measure]"]),
+        (GOOD + '"a\\nb" = 3\n', ["cases[2].a", "no such field"]),
         ("[plan\n", ["TOML", "line 1"]),
         (GOOD + "[verdicts]\n", ["verdicts", "no such field"]),
-        (GOOD.replace('[cluster]\nkind = "local"\n', ""), ["cluster"]),
-        (GOOD.replace("experts = 8", "experts = 6"), ["cases[0]", "6 experts cannot be divided among 4 ranks"]),
-        (GOOD + GOOD[GOOD.rindex("[[cases]]") :], ["cases[2]", "cases[1] already has"]),
+        (
+            GOOD.replace('[cluster]\nkind = "local"\n', ""),
+            ["night.toml: there is no [cluster]: a plan names where it runs"],
+        ),
+        (GOOD.replace("experts = 8", "experts = 6"), ["cases[1]", "6 experts cannot be divided among 4 ranks"]),
+        (GOOD + GOOD[GOOD.rindex("[[cases]]") :], ["cases[3]", "cases[2] already has"]),
         (GOOD + '[baseline]\npolicy = "named"\n', ["baseline.policy", "name"]),
         (GOOD + '[baseline]\npolicy = "auto"\nname = "b"\n', ["baseline.name", "auto"]),
         (GOOD + "[verdict]\nconfirmations = 3\n", ["verdict.confirmations", "is 3", "0 to 2"]),
@@ -136,6 +163,35 @@ def test_a_mistake_is_named_with_its_line_and_field(old, new, words):
 def test_what_makes_no_sense_is_refused(source, words):
     sentence = refused(source)
     assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize("words", ["{nights}", "{night.x}", "{night[a]}", "{night:>99999999999999}", "{", "{{night}}"])
+@pytest.mark.parametrize(("table", "field"), [("plan", "report"), ("tell", "junit"), ("tell", "markdown")])
+def test_nothing_but_the_night_and_the_plan_is_filled_in(table, field, words):
+    source = f"[tell]\n{GOOD}".replace(f"[{table}]\n", f'[{table}]\n{field} = "a/{words}"\n')
+    sentence = refused(source)
+    assert f"{table}.{field}: may hold {{night}} and {{plan}}, and no other braces" in sentence
+    parse(source.replace(f"a/{words}", "{night}/{plan}-{night}"), "night.toml")
+
+
+def test_a_night_has_a_bounded_number_of_runs():
+    source = GOOD.replace("hidden = 256", f"hidden = {[256 * n for n in range(1, 90)]}")
+    source = source.replace("tokens = 16", f"tokens = {list(range(1, 90))}")
+    sentence = refused(source)
+    assert "cases[1]: brings the runs of a night to 190,104" in sentence
+    assert "wanted at most 100,000" in sentence
+
+
+def test_what_a_job_is_taken_to_need_follows_what_it_may_take():
+    assert parse(GOOD, "p").measure.job_s == 300.0
+    short = parse(GOOD.replace("repeats = 3", "job_deadline_s = 8.0"), "p").measure
+    assert (short.job_s, short.case_s) == (8.0, 8.0)
+
+
+def test_the_routings_of_plans_are_those_there_are():
+    from harness.routing import GENERATORS
+
+    assert tuple(GENERATORS) == ROUTINGS
 
 
 def test_a_plan_that_is_not_there_is_a_sentence(tmp_path: Path):
@@ -159,8 +215,11 @@ def test_a_line_is_found_in_the_right_table():
     assert [line_of(text, field) for field in ("a.x", "cases[0].x", "cases[1].x")] == [2, 4, 6]
     assert line_of(text, "cases[1].y") == 5
     assert line_of(text, "cases[1]") == 5
-    assert line_of(text, "cases[7].y") is None
+    assert line_of(text, "cases[7].y") == 3
     assert line_of(text, "") is None
+    text = "[a.b]\n'x.y' = 1\n[[cases]]\nexclude = [\n  { m = 1 },\n]\n[[cases.sub]]\nz.w = 1\n[[cases]]\n[cases.in]\n"
+    fields = ("a.b.x.y", "a.b.q", "cases[0].exclude[1].m", "cases[0].sub[0].z.w", "cases[1].in.m", "cases[1].m")
+    assert [line_of(text, field) for field in fields] == [2, 1, 4, 8, 10, 9]
 
 
 axis = st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=3, unique=True)

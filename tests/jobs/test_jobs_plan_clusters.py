@@ -71,13 +71,23 @@ def test_cases_run_on_the_clusters_they_name_or_on_all():
         ('partition = "\\u0007"', ["cluster.partition", "one line"]),
         ('exclude = ["n1; rm -rf ~"]', ["cluster.exclude", "not a host's name"]),
         ("tasks_per_node = 0", ["cluster.tasks_per_node", "at least 1"]),
-        ("tasks_per_node = 3", ["cases[0].ranks", "spread evenly", "big"]),
+        ("tasks_per_node = 3", ["cases[1].ranks", "spread evenly", "big"]),
         ("jobs_at_once = 0", ["cluster.jobs_at_once", "at least 1"]),
-        ("memory_gb = -1.0", ["cluster.memory_gb", "above 0"]),
+        ("memory_gb = -1.0", ["cluster.memory_gb", "at least 0.001"]),
         ("exclude_slow = 0.0", ["cluster.exclude_slow", "above 0"]),
         ("time_limit_min = 5", ["cluster.time_limit_min", "job_deadline_s"]),
-        ('launcher = "rsh"', ["cluster.launcher"]),
+        ("memory_gb = 0.0001", ["cluster.memory_gb", "at least 0.001"]),
+        ("exclude_slow = 5", ["cluster.exclude_slow", "above 0 and at most 1 (0.05 is 5 %)"]),
+        ('nodelist = "n1"', ["cluster.nodelist: is one text, wanted a list"]),
+        ('nodelist = ["n1", "n2"]', ["cluster.nodelist: names 2 hosts", "r2n1", "has 1 host"]),
+        ('nodelist = ["n[1-3,7],m1"]', ["cluster.nodelist: names 5 hosts"]),
+        ('launcher = "rsh"', ["cluster.launcher: is 'rsh', wanted srun, torchrun or mpirun"]),
         ('launcher = "mpirun"\ncontainer = "a.sqsh"', ["cluster.container", "srun"]),
+        ('launcher = "mpirun"\nsrun_args = ["-v"]', ["cluster.srun_args", "srun"]),
+        ('launcher = "mpirun"\ncontainer_mounts = ["/a"]', ["cluster.container_mounts", "srun"]),
+        ('container_mounts = ["/a:/a"]', ["cluster.container_mounts", "no container"]),
+        ("environment = { A = 4 }", ["line 6: cluster.environment.A: is a whole number, wanted text"]),
+        ('environment.B = "x"\nenvironment.A = 4', ["line 7: cluster.environment.A: is a whole number, wanted text"]),
         ('environment = { HF_TOKEN = "x" }', ["cluster.environment", "secret", "pass_environment"]),
         ('environment = { PGPASSWORD = "x" }', ["cluster.environment", "PGPASSWORD looks like a secret"]),
         ('environment = { https_proxy = "http://me:x@proxy:3128" }', ["https_proxy looks like a secret"]),
@@ -91,6 +101,16 @@ def test_a_cluster_that_cannot_be_is_refused_by_field(lines, words):
     assert all(word in sentence for word in words), sentence
 
 
+def test_hosts_to_be_contained_are_no_more_than_each_job_has():
+    two_hosts = CASES.replace("ranks = [2, 8]", "ranks = 8")
+    nodelist = SLURM + 'tasks_per_node = 4\nnodelist = ["n[1-2]"]\n'
+    assert plan_with(nodelist, two_hosts).clusters[0].nodelist == ["n[1-2]"]
+    assert "names 2 hosts" in refused(nodelist, CASES)
+    assert "4 ranks on 1 node," in refused(SLURM + "tasks_per_node = 3\n", CASES.replace("[2, 8]", "4"))
+    second = '[[cluster]]\nkind = "local"\n[[cluster]]\nkind = "slurm"\nname = "a"\nnodelist = ["n1", "n2"]\n'
+    assert "line 8: cluster[2].nodelist" in refused(second)
+
+
 @pytest.mark.parametrize("line", ['DB_PASSWORD = "hunter2"', 'https_proxy = "http://me:hunter2@proxy:3128"'])
 def test_a_secret_in_a_plan_is_not_repeated(line):
     assert "hunter2" not in refused(f"{SLURM}environment = {{ {line} }}\n")
@@ -99,7 +119,7 @@ def test_a_secret_in_a_plan_is_not_repeated(line):
 def test_names_are_given_once_and_for_good():
     assert "cluster.name: is missing" in refused('[cluster]\nkind = "slurm"\n')
     twice = '[[cluster]]\nkind = "local"\n[[cluster]]\nkind = "local"\n'
-    assert "line 5: cluster[1].name: 'local' is another cluster's already" in refused(twice)
+    assert "line 5: cluster[2].name: 'local' is another cluster's already" in refused(twice)
     with pytest.raises(PlanError, match="cluster: is empty"):
         parse(f"cluster = []\n{HEAD}{CASES}", "night.toml")
 

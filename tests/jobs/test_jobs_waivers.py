@@ -4,7 +4,9 @@ from datetime import date
 
 import pytest
 
-from jobs.waivers import WaiverError, load
+from harness.case import Case
+from jobs.plan import PlanError, parse, plan_of_cases
+from jobs.waivers import WaiverError, load, of_plan
 from regress_db.waivers import Waiver
 
 GOOD = """\
@@ -48,12 +50,12 @@ def test_an_empty_file_waives_nothing(file):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("up_to = 0.15\n", "", "waiver[0]: Object missing required field `up_to`"),
-        ("until = 2026-12-31\n", "", "`until`"),
+        ("up_to = 0.15\n", "", "line 1: waiver[1].up_to: is missing"),
+        ("until = 2026-12-31\n", "", "waiver[1].until: is missing"),
         ("until = 2026-12-31", "until = 'next year'", "line 5"),
-        ("up_to = 0.15", "up_to = 15", "line 4: waiver[0].up_to: is 15.0, wanted a slowing above 0 and at most 10"),
-        ('who = "bob"', 'who = " "', "line 14: waiver[1].who: is empty"),
-        ('phase = "combine"', 'phase = "both"', "'both'"),
+        ("up_to = 0.15", "up_to = 15", "line 4: waiver[1].up_to: is 15.0, wanted a slowing above 0 and at most 10"),
+        ('who = "bob"', 'who = " "', "line 14: waiver[2].who: is empty"),
+        ('phase = "combine"', 'phase = "both"', "is 'both', wanted dispatch or combine"),
         ('[[waiver]]\ncase = "torch/*"', '[[waver]]\ncase = "torch/*"', "waver"),
         ("[[waiver]]", "[[waiver]", "not valid TOML"),
     ],
@@ -71,3 +73,15 @@ def test_a_mistake_is_one_sentence_with_the_file_and_the_field(file, old, new, s
 def test_a_file_that_is_not_there_is_named(file):
     with pytest.raises(WaiverError, match=r"cannot read the waivers .*No such file"):
         load(file)
+
+
+def test_the_plan_that_names_them_is_named_too(tmp_path):
+    (tmp_path / "waivers.toml").write_text(GOOD.replace("0.15", '"much"'))
+    plan = plan_of_cases("p", [Case.parse("torch/ll/cpu/r2n1/t1/h8/k1/e2/bf16/exact/uniform@0/phased")], 0.1)
+    own = parse(plan.replace("[verdict]", '[verdict]\nwaivers = "waivers.toml"'), str(tmp_path / "plan.toml"))
+    with pytest.raises(PlanError) as raised:
+        of_plan(own)
+    assert str(raised.value) == (
+        f"plan {tmp_path / 'plan.toml'}, line 6: verdict.waivers: waivers {tmp_path / 'waivers.toml'}, line 4: "
+        "waiver[1].up_to: is text, wanted a number"
+    )
