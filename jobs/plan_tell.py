@@ -23,7 +23,8 @@ class TellSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """`[tell]`: what follows a judged night.
 
     when: messages are sent after each night (`always`), when something regressed, improved, recovered or has no valid
-    result (`on-change`), or when something regressed or has no valid result (`on-regression`).
+    result or a night since the last one did not happen (`on-change`), or when something regressed or has no valid
+    result (`on-regression`).
     to_env: names of environment variables, each with one or more notification URLs, separated by spaces or lines.
     markdown: path of a Markdown summary; junit: of a JUnit XML file. They are written after every judged night;
     `{night}` and `{plan}` are filled in; "" for none. Relative paths are relative to the working folder.

@@ -18,6 +18,7 @@ from regress_db.wording import latency, percent
 
 if TYPE_CHECKING:
     from jobs.judging import Judged
+    from regress_db.schedules import AbsentNight
 
 ROWS_SHOWN = 20
 SENTENCES_SHOWN = 20
@@ -37,7 +38,8 @@ class NightSummary:
     """A judged night and what belongs to it.
 
     before: the verdict on the plan's night before it, None where there is none. hosts: on which it was measured.
-    report, logs: where they are, None for none.
+    report, logs: where they are, None for none. absent: the plan's nights between the one before and it that were to
+    happen and did not.
     """
 
     plan: str
@@ -46,6 +48,7 @@ class NightSummary:
     hosts: tuple[str, ...] = ()
     report: Path | None = None
     logs: Path | None = None
+    absent: tuple[AbsentNight, ...] = ()
 
 
 def recovered(summary: NightSummary) -> tuple[SeriesVerdict, ...]:
@@ -61,10 +64,11 @@ def recovered(summary: NightSummary) -> tuple[SeriesVerdict, ...]:
 
 
 def changed(summary: NightSummary) -> bool:
-    """Whether something regressed, improved, recovered or has no valid result."""
+    """Whether something regressed, improved, recovered or has no valid result, or a night before did not happen."""
     series = summary.judged.verdict.series
     return bool(
         summary.judged.exit_code
+        or summary.absent
         or any(_is_ill(one) or one.verdict == "improved" for one in series)
         or recovered(summary)
     )
@@ -80,6 +84,7 @@ def text(summary: NightSummary) -> str:
     lines = [_spoken(summary.judged.summary)]
     lines += _capped([_spoken(sentence) for sentence in summary.judged.told_in_words], SENTENCES_SHOWN)
     lines += _capped([_spoken(sentence) for sentence in _recovery_sentences(summary)], SENTENCES_SHOWN)
+    lines += _capped([_spoken(sentence) for sentence in _absence_sentences(summary)], SENTENCES_SHOWN)
     lines += [f"{what}: {_spoken(where)}" for what, where in _places(summary)]
     return "\n".join(lines)
 
@@ -97,6 +102,7 @@ def markdown(summary: NightSummary) -> str:
     parts += _section("What got slower by itself", alone)
     parts += _section("No valid result", [one.sentence for one in verdict.series if one.verdict in NO_NUMBER])
     parts += _section("Recovered", _recovery_sentences(summary))
+    parts += _section("Nights that did not happen", _absence_sentences(summary))
     parts += _section("Notes", [f"{remark}." for remark in verdict.remarks])
     ends = [f"{what}: {escaped(where)}" for what, where in _places(summary)]
     if ends:
@@ -156,6 +162,10 @@ def _recovery_sentences(summary: NightSummary) -> list[str]:
         f"{before.get(_key(one)) or before[one.case, one.phase, '']} in night {summary.before.night}."
         for one in recovered(summary)
     ]
+
+
+def _absence_sentences(summary: NightSummary) -> list[str]:
+    return [f"{one.sentence}." for one in summary.absent]
 
 
 def _places(summary: NightSummary) -> Iterator[tuple[str, str]]:

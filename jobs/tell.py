@@ -23,6 +23,7 @@ from jobs.summary import NightSummary, changed, markdown, text, title
 if TYPE_CHECKING:
     from jobs.judging import Judged
     from regress_db.nightverdict import NightVerdict
+    from regress_db.schedules import AbsentNight
 
 DEADLINE_S = 60.0
 """How long all messages of a night may take together."""
@@ -66,14 +67,16 @@ def tell(
     before: NightVerdict | None = None,
     hosts: Sequence[str] = (),
     logs: Path | None = None,
+    absent: Sequence[AbsentNight] = (),
     deadline_s: float = DEADLINE_S,
 ) -> list[Told]:
     """Write the section's files, and send its messages where `when` says so.
 
-    before: the verdict on the plan's night before, so that what recovered is known. environ: holds the addresses.
+    before: the verdict on the plan's night before, so that what recovered is known. absent: the nights between that did
+    not happen. environ: holds the addresses.
     What could not be told is said on stderr, and in the answer.
     """
-    summary = NightSummary(plan_name, judged, before, tuple(hosts), report, logs)
+    summary = NightSummary(plan_name, judged, before, tuple(hosts), report, logs, tuple(absent))
     told = write_files(section, summary)
     if wanted(section, summary):
         told += _send(section, summary, environ, deadline_s)

@@ -21,7 +21,7 @@ from sqlalchemy.pool import QueuePool
 
 from regress_db import migrate
 from regress_db.backup import sqlite_uri
-from regress_db.errors import HistoryError
+from regress_db.errors import HistoryError, UnreachableError
 
 BUSY_TIMEOUT_S = 60.0
 WRITES = "epwatch_writes"
@@ -114,7 +114,9 @@ def sentences(where: str) -> Iterator[None]:
         yield
     except DBAPIError as error:
         unreached = isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) is None
-        raise HistoryError(f"the history {where}: {_explain(error.orig, unreached)}") from error
+        state = getattr(error.orig, "sqlstate", None) or ""
+        kind = UnreachableError if unreached or state[:2] == "08" else HistoryError
+        raise kind(f"the history {where}: {_explain(error.orig, unreached)}") from error
     except sqlite3.Error as error:
         raise HistoryError(f"the history {where}: {_explain(error)}") from error
 

@@ -9,6 +9,10 @@ class HistoryError(EpwatchError):
     """The history cannot be opened, read or written: where it is, what is wrong, what to do."""
 
 
+class UnreachableError(HistoryError):
+    """The history is on a server that cannot be reached now."""
+
+
 class NotFoundError(EpwatchError):
     """A night, run or baseline that the history does not have, or a prefix that several share."""
 

@@ -198,8 +198,8 @@ def _no_such_field(name: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(name.lower(), KINDS, n=1, cutoff=0.5)
-    guess = f"did you mean {near[0]}? " if near else ""
-    return f"there is no field {name[:40]!r}: {guess}There are {', '.join(KINDS)}"
+    guess = f"did you mean {near[0]}? There" if near else "there"
+    return f"there is no field {name[:40]!r}: {guess} are {', '.join(KINDS)}"
 
 
 def _example(field: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from harness.case import Phase
 from regress_db import lookup
@@ -19,7 +19,7 @@ from regress_db.facts import facts_of_night
 from regress_db.history import History
 from regress_db.metrics import RUN_VALUE_METRIC
 from regress_db.nightverdict import NO_NUMBER, NightVerdict, SeriesVerdict, stored_verdict
-from regress_db.schedules import AbsentNight, load_absent
+from regress_db.schedules import AbsentNight, load_absent_before
 from regress_db.schema import (
     BASELINE_RUNS,
     BASELINES,
@@ -168,7 +168,7 @@ def gather(history: History, night_id: str) -> NightView:
         headlines = _headlines(connection, new)
         environments = _environments(connection, new)
         before = _environments(connection, base)
-        absent = _absent(connection, night.plan, night.started_at)
+        absent = load_absent_before(connection, night.plan, night.started_at)
         notes = connection.execute(select(RUNS.c.notes).where(RUNS.c.night_id == night.id)).scalars()
         failures = {
             row.run: row
@@ -225,20 +225,6 @@ def gather(history: History, night_id: str) -> NightView:
         within=tuple(one for environment in rare for one in differences(dict(usual), dict(environment))),
         notes=tuple(sorted({note for of_run in notes for note in of_run})),
         absent=absent,
-    )
-
-
-def _absent(connection: Connection, plan: str, started_at: datetime | None) -> tuple[AbsentNight, ...]:
-    """The plan's nights that did not happen between its night before this one and this one."""
-    if started_at is None:
-        return ()
-    before = connection.execute(
-        select(func.max(NIGHTS.c.started_at)).where(NIGHTS.c.plan == plan, NIGHTS.c.started_at < started_at)
-    ).scalar()
-    return tuple(
-        one
-        for one in reversed(load_absent(connection, started_at))
-        if one.plan == plan and (before is None or one.expected_at > before)
     )
 
 

@@ -74,15 +74,15 @@ class RunLine:
     failure: str
 
 
-NightState = Literal["running", "done", "did not happen"]
+NightState = Literal["running", "done", "over", "did not happen"]
 
 
 @dataclass(frozen=True, slots=True)
 class NightLine:
     """One night in a list. missing: planned runs without a record; judged_at: None where it was not judged.
 
-    state: `running` (opened and not finished), `done`, or `did not happen`; then night is "" and expected_at is when it
-    was to begin.
+    state: `running` (opened and not finished), `done`, `over` (finished with runs missing: it was given up, cancelled
+    or refused, or lost them), or `did not happen`; then night is "" and expected_at is when it was to begin.
     """
 
     night: str
@@ -239,12 +239,18 @@ def nights(history: History, limit: int | None = None, *, now: datetime | None =
                 ok=of_night.get("ok", 0),
                 not_ok=sum(of_night.values()) - of_night.get("ok", 0),
                 missing=count - there,
-                state="running" if row.started_at is not None and row.finished_at is None else "done",
+                state=_state(row.started_at, row.finished_at, count - there),
             )
         )
     if absent:
         lines = sorted([*lines, *absent], key=lambda line: line.started_at or line.expected_at or _NEVER, reverse=True)
     return lines[:limit]
+
+
+def _state(started_at: datetime | None, finished_at: datetime | None, missing: int) -> NightState:
+    if started_at is not None and finished_at is None:
+        return "running"
+    return "over" if missing else "done"
 
 
 def _absent(connection: Connection, now: datetime) -> list[NightLine]:

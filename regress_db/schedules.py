@@ -15,8 +15,9 @@ from datetime import UTC, datetime, time, timedelta, tzinfo
 from functools import cache
 from itertools import pairwise
 
-from sqlalchemy import ColumnElement, Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
+from regress_db import lookup
 from regress_db.errors import ScheduleError
 from regress_db.history import History
 from regress_db.schema import NIGHTS, SCHEDULES
@@ -129,6 +130,29 @@ def load_absent(connection: Connection, now: datetime, *, days: int = 30) -> lis
             local = f"{moment.astimezone(zone):%Y-%m-%d %H:%M}"
             absent.append(AbsentNight(one.plan, moment, f"{local} {one.zone}".rstrip()))
     return sorted(absent, key=lambda night: (night.expected_at, night.plan), reverse=True)
+
+
+def absent_before(history: History, night_id: str) -> tuple[AbsentNight, ...]:
+    """The nights of the same plan that were to happen between the one before this one and this one and did not, oldest
+    first. Raises `NotFoundError` for an unknown night.
+    """
+    with history.read() as connection:
+        night = lookup.night(connection, night_id)
+        return load_absent_before(connection, night.plan, night.started_at)
+
+
+def load_absent_before(connection: Connection, plan: str, started_at: datetime | None) -> tuple[AbsentNight, ...]:
+    """`absent_before`, within a transaction, of a plan's night that started then."""
+    if started_at is None:
+        return ()
+    before = connection.execute(
+        select(func.max(NIGHTS.c.started_at)).where(NIGHTS.c.plan == plan, NIGHTS.c.started_at < started_at)
+    ).scalar()
+    return tuple(
+        one
+        for one in reversed(load_absent(connection, started_at))
+        if one.plan == plan and (before is None or one.expected_at > before)
+    )
 
 
 def expected_nights(at: time, zone: tzinfo | None, first: datetime, last: datetime) -> list[datetime]:

@@ -55,7 +55,7 @@ def baseline() -> None:
     """Set, list, show and retire baselines."""
 
 
-@baseline.command("set")
+@baseline.command("set", short_help="Make a baseline of runs.")
 @click.argument("name")
 @click.option("--night", metavar="ID", help="Take the night's ok runs; `latest` is the newest night.")
 @click.option("--run", "runs", multiple=True, metavar="RUN", help="Take this run (the head of its id will do); repeat.")
@@ -99,7 +99,7 @@ def list_(retired: bool, db: str | None, form: Format) -> None:
     show(rows, columns, form, empty="no baseline has been set")
 
 
-@baseline.command("show")
+@baseline.command("show", short_help="Show a baseline and its runs.")
 @click.argument("name")
 @history_option
 @format_options
@@ -124,7 +124,7 @@ def show_(name: str, db: str | None, form: Format) -> None:
         say(f"\nset {found.set_at:%Y-%m-%dT%H:%M:%SZ} by {found.set_by}: {found.reason}")
 
 
-@baseline.command()
+@baseline.command(short_help="Retire a baseline.")
 @click.argument("name")
 @who_and_why()
 @history_option

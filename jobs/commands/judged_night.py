@@ -75,6 +75,7 @@ def _tell(history: History, plan: Plan, judged: Judged, report: Path | None) -> 
     from jobs.tell import tell
     from regress_db.nights import hosts_of_night, judged_before
     from regress_db.nightverdict import stored_verdict
+    from regress_db.schedules import absent_before
 
     night = judged.verdict.night
     earlier = judged_before(history, night)
@@ -87,6 +88,7 @@ def _tell(history: History, plan: Plan, judged: Judged, report: Path | None) -> 
         before=None if earlier is None else stored_verdict(history, earlier),
         hosts=hosts_of_night(history, night),
         logs=Path(plan.plan.jobs) / night,
+        absent=absent_before(history, night),
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 plan_argument = click.argument("file", metavar="PLAN.toml", type=click.Path(path_type=Path))
 
 
-@click.command()
+@click.command(short_help="Show the jobs of the newest night.")
 @plan_argument
 @spool_option
 @format_options
@@ -43,7 +43,7 @@ def status(file: Path, spool: str | None, form: Format) -> None:
         say(f"\nnight {folder.name} of plan {plan.name} is {seen.state}: {seen.done} of {seen.total} runs done")
 
 
-@click.command()
+@click.command(short_help="End the unfinished night for good.")
 @plan_argument
 @history_option
 @spool_option

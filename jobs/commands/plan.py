@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +41,8 @@ class JobCost:
 
     @property
     def most_node_min(self) -> float:
-        """What it can cost at most."""
-        return self.hosts * self.limit_min
+        """What it can cost at most by its limit; no less than what it is expected to."""
+        return max(self.node_min, self.hosts * self.limit_min)
 
 
 @click.group()
@@ -49,7 +50,7 @@ def plan() -> None:
     """Check a nightly plan without running it."""
 
 
-@plan.command()
+@plan.command(short_help="Say what a plan would do, or what is wrong with it.")
 @click.argument("file", metavar="PLAN.toml", type=click.Path(path_type=Path))
 @click.option("--runs", "list_runs", is_flag=True, help="List every run, not the jobs.")
 @history_option
@@ -65,8 +66,8 @@ def check(file: Path, list_runs: bool, db: str | None, form: Format) -> None:
     from jobs.plan import load
 
     read = load(file)
-    if read.waivers_file is not None:
-        waivers.load(read.waivers_file)
+    waivers.of_plan(read)
+    _warn_of_unknown_backends(read)
     expected_s = _expectations(read, db)
     jobs = planned_jobs(read, "", read.measure.seed or 0, expected_s)
     costs = [_cost(read, job, expected_s) for job in jobs]
@@ -84,18 +85,41 @@ def check(file: Path, list_runs: bool, db: str | None, form: Format) -> None:
 
 
 def _expectations(plan: Plan, db: str | None) -> Expectations:
-    """By the history, where there is one."""
+    """By the history, where there is one. One that cannot be reached is said on stderr, unless it was asked for."""
     from jobs.night_session import expectations
     from jobs.places import open_history
-    from regress_db.errors import HistoryError, NotFoundError
+    from regress_db.errors import NotFoundError, UnreachableError
 
     try:
         with open_history(db, plan) as history:
             return expectations(plan, history)
-    except (HistoryError, NotFoundError):
+    except NotFoundError:
         if db is not None:
             raise
-        return expectations(plan, None)
+    except UnreachableError as error:
+        if db is not None:
+            raise
+        _warn(f"{error}; what cases take is what the plan says")
+    return expectations(plan, None)
+
+
+def _warn_of_unknown_backends(plan: Plan) -> None:
+    """Backends are found where they are installed: those that are not here may be where the plan runs."""
+    from harness import backends
+
+    known = backends.names()
+    for name in dict.fromkeys(planned.case.backend for planned in plan.cases):
+        if name not in known:
+            there = [planned.clusters for planned in plan.cases if planned.case.backend == name]
+            clusters = dict.fromkeys(one for several in there for one in several)
+            _warn(
+                f"backend {name!r} is not known on this machine (known are {', '.join(known) or 'none'}): it has to be "
+                f"installed on cluster {', '.join(clusters)}"
+            )
+
+
+def _warn(words: str) -> None:
+    print(f"epwatch: warning: {words}", file=sys.stderr)
 
 
 def _cost(plan: Plan, job: PackedJob, expected_s: Expectations) -> JobCost:
@@ -126,9 +150,12 @@ def _summary(plan: Plan, costs: list[JobCost]) -> str:
         most = math.fsum(cost.most_node_min for cost in here)
         parts.append(
             f"{len(here)} jobs on cluster {section.name} ({section.kind}), {at_once}, about {minutes:,.1f} "
-            f"node-minutes and at most {most:,.0f}"
+            f"node-minutes, and at most {math.ceil(most):,} by the jobs' limits"
         )
-    return f"{len(plan.cases)} cases x {plan.runs_of_a_case} repeats = {runs} runs in " + "; ".join(parts)
+    return (
+        f"{len(plan.cases)} cases x {plan.runs_of_a_case} repeats = {runs} runs in {'; '.join(parts)}; re-runs and new "
+        "attempts come on top"
+    )
 
 
 _JOB_COLUMNS: list[Column[JobCost]] = [

@@ -6,6 +6,7 @@ history knows from then on when a night is due, so that one that did not happen 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from jobs.commands.baseline import user
-from jobs.options import history_option
+from jobs.options import Command, history_option
 from jobs.places import open_history
 from jobs.tables import say
 
@@ -24,17 +25,42 @@ if TYPE_CHECKING:
 How = Literal["scrontab", "crontab", "systemd"]
 
 _PLAN = click.argument("file", metavar="PLAN.toml", type=click.Path(path_type=Path))
-_WHO = click.option("--who", default=user, help="Who does this. Default: the user's name.")
 
 
-@click.command()
+def _named(_: click.Context, __: click.Parameter, who: str) -> str:
+    if not who.strip():
+        raise click.UsageError("--who is empty: say who does this")
+    return who
+
+
+_WHO = click.option("--who", default=user, callback=_named, help="Who does this. Default: the user's name.")
+
+
+def _way(command: Command) -> Command:
+    """`--scrontab`, `--crontab` and `--systemd`; the command gets `how`."""
+
+    def choose(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+        if wanted and ctx.params.get("how") is not None:
+            raise click.UsageError("--scrontab, --crontab and --systemd exclude each other")
+        ctx.params.setdefault("how", None)
+        if wanted:
+            ctx.params["how"] = option.name
+
+    for name, what in (
+        ("systemd", "Print a systemd timer, to be pasted."),
+        ("crontab", "Print a line of a crontab, to be pasted."),
+        ("scrontab", "By Slurm's scrontab, or not at all."),
+    ):
+        command = click.option(f"--{name}", is_flag=True, expose_value=False, callback=choose, help=what)(command)
+    return command
+
+
+@click.command(short_help="Run a plan every night at a time.")
 @_PLAN
 @click.option(
     "--at", required=True, metavar="HH:MM", help="The time of day, by this machine's clock; scrontab's is Slurm's."
 )
-@click.option("--scrontab", "how", flag_value="scrontab", help="By Slurm's scrontab, or not at all.")
-@click.option("--crontab", "how", flag_value="crontab", help="Print a line of a crontab, to be pasted.")
-@click.option("--systemd", "how", flag_value="systemd", help="Print a systemd timer, to be pasted.")
+@_way
 @click.option("--partition", metavar="NAME", help="Of the scrontab's job. Default: the cluster's.")
 @click.option(
     "--time-limit",
@@ -86,7 +112,7 @@ def install(
         _note("EPWATCH_DB is set here, but the night has an environment of its own: set it there too, or give --db")
 
 
-@click.command()
+@click.command(short_help="Take back what install did.")
 @_PLAN
 @_WHO
 @history_option
@@ -100,9 +126,11 @@ def uninstall(file: Path, who: str, db: str | None) -> None:
     if removed:
         say(f"the entry of plan {plan.name} is gone from the scrontab")
 
+    from regress_db.errors import NotFoundError
     from regress_db.schedules import retire_schedule
 
-    with open_history(db, plan) as history:
+    retired = False
+    with contextlib.suppress(NotFoundError), open_history(db, plan) as history:
         retired = retire_schedule(history, plan.name, who)
     if retired:
         say(f"no night of plan {plan.name} is due any more")

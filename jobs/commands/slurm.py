@@ -35,7 +35,7 @@ def slurm() -> None:
     """
 
 
-@slurm.command()
+@slurm.command(short_help="Start a Slurm in a folder.")
 @click.option("--nodes", type=int, default=1, show_default=True, metavar="N", help="How many nodes.")
 @click.option("--cpus", type=int, metavar="C", help="CPUs of each node. Default: the machine's, shared out.")
 @click.option("--memory", type=int, metavar="MB", help="Memory of each node. Default: the machine's, shared out.")
@@ -76,7 +76,7 @@ def up(
             raise
 
 
-@slurm.command()
+@slurm.command(short_help="End a Slurm, with its jobs.")
 @_folder_option
 def down(folder: Path) -> None:
     """End a Slurm, with its jobs, and return when nothing of it is left."""
@@ -94,7 +94,7 @@ def down(folder: Path) -> None:
     say(f"the Slurm in {folder} has ended")
 
 
-@slurm.command()
+@slurm.command(short_help="Show daemons, nodes and jobs.")
 @_folder_option
 @_json_option
 def status(folder: Path, as_document: bool) -> None:

@@ -59,6 +59,7 @@ def tell(night: str, file: Path, dry_run: bool, db: str | None) -> None:
         before=summary.before,
         hosts=summary.hosts,
         logs=summary.logs,
+        absent=summary.absent,
     )
     for one in told:
         if not one.why:
@@ -77,6 +78,7 @@ def _summary(history: History, plan: Plan, night: str | None) -> NightSummary:
     from jobs.summary import NightSummary
     from regress_db.nights import hosts_of_night, judged_before
     from regress_db.nightverdict import stored_verdict
+    from regress_db.schedules import absent_before
 
     if plan.baseline_name is None:
         verdict = stored_verdict(history, night or "latest")
@@ -92,4 +94,5 @@ def _summary(history: History, plan: Plan, night: str | None) -> NightSummary:
         hosts=hosts_of_night(history, verdict.night),
         report=report if report is not None and report.is_file() else None,
         logs=logs if logs.is_dir() else None,
+        absent=absent_before(history, verdict.night),
     )

@@ -29,7 +29,7 @@ def history() -> None:
     """Copy, verify, prune and back up the history."""
 
 
-@history.command()
+@history.command(short_help="Copy a history into another place.")
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 def copy(source: str, target: str) -> None:
@@ -44,7 +44,7 @@ def copy(source: str, target: str) -> None:
     say(f"copied {done.rows['runs']:,} runs, {sum(done.rows.values()):,} rows in all; content {done.digest[:16]}")
 
 
-@history.command()
+@history.command(short_help="Check a history for damage.")
 @click.argument("where", required=False)
 @history_option
 def verify(where: str | None, db: str | None) -> int:
@@ -82,7 +82,7 @@ def prune(older_than: str, dry_run: bool, db: str | None) -> None:
         say("the history reuses their room; `epwatch history copy` makes one that is smaller at once")
 
 
-@history.command()
+@history.command(short_help="Copy the history while others write to it.")
 @click.argument("target", metavar="TO", type=click.Path(path_type=Path))
 @history_option
 def backup(target: Path, db: str | None) -> None:

@@ -175,6 +175,57 @@ def test_a_plan_can_be_checked_in_three_forms(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def checked(plan: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    (cwd / "plan.toml").write_text(plan)
+    return epwatch("plan", "check", "plan.toml", cwd=cwd, XDG_DATA_HOME=str(cwd / "data"), **environment)
+
+
+SMALL = (
+    '[plan]\nname = "p"\n[cluster]\nkind = "slurm"\nname = "h100"\n[[cases]]\nbackend = "torch"\nmode = "ll"\n'
+    "ranks = 2\ntokens = 4\nhidden = 64\ntopk = 2\nexperts = 4\n"
+)
+
+
+def test_a_check_says_what_it_costs_and_what_comes_on_top(tmp_path):
+    done = checked(SMALL, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    cost = re.search(r"about ([\d.]+) node-minutes, and at most (\d+) by the jobs' limits", done.stdout)
+    assert float(cost[1]) <= int(cost[2])
+    assert "re-runs and new attempts come on top" in done.stdout
+
+
+def test_a_backend_that_is_not_here_is_a_warning_since_the_cluster_may_have_it(tmp_path):
+    done = checked(SMALL.replace('"torch"', '["torch", "elsewhere"]'), tmp_path)
+    assert done.returncode == 0
+    (said,) = done.stderr.splitlines()
+    assert "backend 'elsewhere' is not known on this machine" in said
+    assert "cluster h100" in said
+
+
+def test_a_check_goes_on_without_a_server_and_not_with_what_is_no_history(tmp_path):
+    def with_history(where: str) -> subprocess.CompletedProcess[str]:
+        return checked(SMALL.replace('name = "p"', f'name = "p"\nhistory = "{where}"'), tmp_path)
+
+    unreached = with_history("postgresql://ada:hush@127.0.0.1:9/x")
+    assert unreached.returncode == 0
+    assert "cannot be reached" in unreached.stderr
+    assert "hush" not in unreached.stderr
+    assert "10 runs" in unreached.stdout or "5 runs" in unreached.stdout
+    assert with_history("not-yet.db").stderr == ""
+    assert "is no place for a history" in sentence(with_history("mysql://db.example/x"))
+    (tmp_path / "folder").mkdir()
+    assert "is a folder" in sentence(with_history("folder"))
+    assert not (tmp_path / "not-yet.db").exists()
+
+
+@pytest.mark.parametrize("group", ["nightly", "plan", "baseline", "history", "slurm"])
+def test_the_commands_of_a_group_are_listed_in_whole_sentences(group, tmp_path):
+    listed = epwatch(group, "--help", cwd=tmp_path).stdout.partition("Commands:")[2].strip().splitlines()
+    cut = [line for line in listed if line.endswith("...") and not line.strip().startswith("run ")]
+    assert listed
+    assert not cut
+
+
 def _by_number(job: str) -> int:
     return int(job.removeprefix("repeat").partition("-")[0])
 

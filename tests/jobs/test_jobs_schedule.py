@@ -277,6 +277,13 @@ def test_install_replaces_its_own_entry_and_uninstall_leaves_the_rest(place, tmp
     )
 
 
+def test_what_was_never_installed_is_not_and_makes_no_history(place, tmp_path):
+    environ, _ = with_scrontab(tmp_path)
+    asked = ("nightly", "uninstall", "plan.toml", "--db", "h.db")
+    assert "plan nightly is not installed" in sentence(epwatch(*asked, cwd=place, **environ))
+    assert not (place / "h.db").exists()
+
+
 def test_a_table_with_nothing_left_is_removed(place, tmp_path):
     environ, table = with_scrontab(tmp_path)
     epwatch("nightly", "install", "plan.toml", "--at", "2:00", "--db", "h.db", cwd=place, **environ)
@@ -319,6 +326,9 @@ def test_units_are_printed_with_the_files_they_go_to(place):
         (["--at", "02:00", "--crontab", "--partition", "gpu"], "--scrontab"),
         (["--at", "02:00", "--db", "postgresql://ada:hush@db.example/x"], "password"),
         (["--at", "02:00", "--time-limit", "0"], "--time-limit"),
+        (["--at", "02:00", "--crontab", "--systemd"], "exclude each other"),
+        (["--at", "02:00", "--scrontab", "--crontab"], "exclude each other"),
+        (["--at", "02:00", "--who", " "], "--who"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_installs_nothing(arguments, words, place, tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from markdown_it import MarkdownIt
 
 from jobs.junit import junit
 from jobs.summary import ROWS_SHOWN, NightSummary, changed, escaped, markdown, recovered, text, title
+from regress_db.schedules import AbsentNight
 
 EVIL = "<script>alert(1)</script> | a | `b` *c* _d_ ~~e~~ [f](g) ![h](i) # \n\n## j\n| k | l |\\| &lt; $m$ <!-- n"
 
@@ -158,6 +160,17 @@ def test_a_text_without_end_is_cut():
 def test_what_counts_as_a_change(of_series, before, is_change):
     earlier = None if before is None else night(*before, name="earlier").verdict
     assert changed(NightSummary("nightly", night(*of_series), earlier)) is is_change
+
+
+def test_nights_that_did_not_happen_are_a_change_and_are_named():
+    moment = datetime(2026, 11, 23, 2, tzinfo=UTC)
+    absent = (AbsentNight("nightly", moment, "2026-11-23 02:00 UTC"),)
+    summary = NightSummary("nightly", night(series()), absent=absent)
+    assert changed(summary)
+    assert "The night of 2026-11-23 02:00 UTC did not happen." in text(summary)
+    shown = "".join(page(markdown(summary)).texts)
+    assert "Nights that did not happen" in shown
+    assert "The night of 2026-11-23 02:00 UTC did not happen." in shown
 
 
 def test_what_recovered_is_said():

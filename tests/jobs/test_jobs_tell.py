@@ -23,6 +23,7 @@ from jobs.plan_tell import TellSection, check_tell
 from jobs.tell import tell
 from regress_db.history import History
 from regress_db.nights import hosts_of_night, judged_before
+from regress_db.schedules import set_schedule
 from regress_db.verdicts import judge_night
 
 SECRET = "s3cr3t-t0k3n"
@@ -239,6 +240,15 @@ def test_a_night_is_told_of_again(two_nights):
     assert done.stdout.splitlines() == ["wrote second.md", "told EPWATCH_TELL, URL 1 (JSON)"]
     assert "2 hung" in received[0][1]["title"]
     assert "measured on: node-1" in (two_nights / "second.md").read_text()
+
+
+def test_a_night_that_did_not_happen_is_told_of(two_nights):
+    with History.open(two_nights / "history.db") as history:
+        expected = START + timedelta(minutes=5)
+        set_schedule(history, "nightly", f"{expected:%H:%M}", "UTC", "ann", when=START + timedelta(minutes=1))
+    done = epwatch("tell", "latest", "plan.toml", "--db", "history.db", "--dry-run", cwd=two_nights)
+    assert done.returncode == 0, done.stderr
+    assert f"The night of {expected:%Y-%m-%d %H:%M} UTC did not happen." in done.stdout
 
 
 def test_a_dry_run_tells_nobody_and_shows_no_address(two_nights):

@@ -45,6 +45,7 @@ def test_what_is_written_is_what_is_meant(text, meant):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("xyz=1", "no field 'xyz': there are case, backend"),
         ("colour=red", "no field 'colour'"),
         ("rank=2", "did you mean ranks? There are case, backend"),
         ("Mode=ll", "did you mean mode?"),

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 
+from harness.case import Case
+from harness.record import PlannedRun
 from regress_db.errors import HistoryError, ScheduleError
 from regress_db.nights import close_night, open_night
 from regress_db.queries import nights
@@ -192,5 +194,10 @@ def test_the_list_of_nights_has_them_in_their_places(history):
         ("", "did not happen", absent[1]),
         ("a", "done", None),
     ]
+    case = Case(backend="torch", mode="ll", ranks=1, tokens=1, hidden=8, topk=1, experts=1)
+    open_night(history, "b", "nightly", now, [PlannedRun(run_id="0" * 32, case=case, night="b", repeat=0)])
+    assert nights(history)[0].state == "running"
+    close_night(history, "b", now)
+    assert (nights(history)[0].state, nights(history)[0].missing) == ("over", 1)
     assert [line.night for line in nights(history, 2, now=now)] == ["", "b"]
     assert [line.night for line in nights(history)] == ["b", "a"]
