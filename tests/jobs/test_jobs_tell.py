@@ -219,7 +219,7 @@ def two_nights(tmp_path):
     """A folder with a plan and a history of two judged nights of it, the second with a run that hung."""
     with History.open(tmp_path / "history.db") as history:
         run_night(history, tmp_path / "spool", "first")
-        run_night(history, tmp_path / "spool", "second", bad={1: "hung"}, started=START + timedelta(days=1))
+        run_night(history, tmp_path / "spool", "second", bad={1: "hung"}, started=START + timedelta(days=2))
         for name in ("first", "second"):
             judge_night(history, name, baseline=None)
         assert judged_before(history, "second") == "first"
@@ -244,8 +244,8 @@ def test_a_night_is_told_of_again(two_nights):
 
 def test_a_night_that_did_not_happen_is_told_of(two_nights):
     with History.open(two_nights / "history.db") as history:
-        expected = START + timedelta(minutes=5)
-        set_schedule(history, "nightly", f"{expected:%H:%M}", "UTC", "ann", when=START + timedelta(minutes=1))
+        expected = START + timedelta(hours=12)
+        set_schedule(history, "nightly", f"{expected:%H:%M}", "UTC", "ann", when=START + timedelta(hours=1))
     done = epwatch("tell", "latest", "plan.toml", "--db", "history.db", "--dry-run", cwd=two_nights)
     assert done.returncode == 0, done.stderr
     assert f"The night of {expected:%Y-%m-%d %H:%M} UTC did not happen." in done.stdout
