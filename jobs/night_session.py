@@ -22,6 +22,7 @@ from harness.case import Case
 from harness.errors import EpwatchError
 from jobs import private_files
 from jobs.cluster import Cluster, SubmitError
+from jobs.exclusive import FolderError
 from jobs.night_folder import Finished, Manifest, NightFolder
 from jobs.night_jobs import load_jobs
 from jobs.nightly import Night, enter
@@ -207,7 +208,7 @@ def _is_measured(left: NightFolder, history: History) -> bool:
 
 
 def begin(plan: Plan, history: History, spool: Path, candidates: Candidates) -> Night:
-    """A new night."""
+    """A new night. Raises `FolderError` for a spool that cannot be made."""
     clusters = clusters_of(plan, history)
     now = datetime.now(UTC)
     night = new_night_id(now)
@@ -223,8 +224,13 @@ def begin(plan: Plan, history: History, spool: Path, candidates: Candidates) -> 
         rounds=0,
         jobs=tuple(planned_jobs(plan, night, seed, expectations(plan, history))),
     )
+    try:
+        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(
+            f"cannot make the spool {spool}: {error.strerror or error}; name another with --spool"
+        ) from None
     folder = NightFolder.create(jobs_folder_of(plan), plan, manifest)
-    spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     enter(history, plan, manifest)
     return Night(plan, history, folder, manifest, clusters, _again(plan, history, candidates))
 

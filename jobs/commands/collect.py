@@ -49,8 +49,11 @@ def collect(
     from jobs.plan import load
 
     if file is None:
+        folder = spool_folder(spool)
+        if spool and not folder.is_dir():
+            raise click.UsageError(f"there is no spool at {folder}")
         with open_history(db, create=True) as history:
-            return _ingest(history, spool_folder(spool), form)
+            return _ingest(history, folder, form)
     plan = load(file)
     with open_history(db, plan, create=True) as history:
         report = None if no_report else report_path or plan.plan.report
