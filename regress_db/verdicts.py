@@ -1,10 +1,9 @@
 """Judging: what was planned, what came back and what is known of its past, made into one verdict per case and phase.
 
-`judge_night` judges a night and stores what it says; `judge_runs` judges any runs and stores nothing (the pytest
-gate). The steps: gather the runs; find what each series is compared with; take out what their nodes explain and what
-many series have in common and no commit can have done; compare; decide over the whole night; put what moved together
-into findings; apply waivers. What gave no number is never a pass: one failed or missing run of a case decides both of
-its phases.
+`judge_night` judges a night and stores what it says; `judge_runs` judges any runs and stores nothing. The steps: gather
+the runs; find what each series is compared with; take out what their nodes explain and what many series have in common
+and no commit can have done; compare; decide over the whole night; put what moved together into findings; apply waivers.
+What gave no number is never a pass: one failed or missing run of a case decides both of its phases.
 
 Next to read: `regress_db.method.comparing` (the comparison), `regress_db.explaining` (whose fault it is),
 `regress_db.automatic` (the past), `regress_db.nightverdict` (what comes out).
