@@ -94,6 +94,7 @@ def test_every_command_is_listed_with_its_own_words():
         (["nightly", "no.toml", "--report", "x", "--no-report"], "--no-report"),
         (["nightly", "no.toml", "--no-wait", "--strict"], "judging to `epwatch collect`"),
         (["collect", "--baseline", "x"], "name its PLAN.toml"),
+        (["collect", "--spool", "typo"], "there is no spool at "),
         (["plan", "check", "."], "."),
         (["trend", "--json", "--csv"], "exclude each other"),
         (["trend", "--since", "yesterday"], "2026-11-22"),

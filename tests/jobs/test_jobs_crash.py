@@ -313,6 +313,15 @@ def test_collect_judges_a_night_measured_in_full_whose_plan_has_changed(tmp_path
     assert "has no unfinished night" in command(tmp_path, "collect", "plan.toml").stderr
 
 
+def test_a_spool_that_cannot_be_made_is_found_out_before_a_night_is(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "plan.toml").write_text(PLAN.format(iters=20, tries=2))
+    done = epwatch("nightly", "plan.toml", "--db", "h.db", "--spool", "file/spool", cwd=tmp_path)
+    assert "cannot make the spool" in sentence(done)
+    assert "name another with --spool" in done.stderr
+    assert not list(tmp_path.glob("**/night.json"))
+
+
 def test_collect_says_what_is_missing_of_a_night_that_is_given_up(tmp_path):
     plan = PLAN.format(iters=20, tries=2).replace('name = "crash"\n', 'name = "crash"\nresume_within_h = 0\n')
     (tmp_path / "plan.toml").write_text(plan)
