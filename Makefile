@@ -42,7 +42,7 @@ nightly-slurm: setup  ## A real nightly on a Slurm of its own, two nodes on this
 	&& SLURM_CONF="$$folder/slurm/slurm.conf" $(BIN)/epwatch nightly $(SLURM_PLAN) --new
 
 test: setup  ## The fast tests
-	$(PYTEST) -m "not slow" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## The tests that take minutes or many processes
 	$(PYTEST) -m slow
