@@ -188,7 +188,7 @@ def _what_goes_on(night: Night) -> str:
         return f"{flying[0].job}, {flying[0].total} cases"
     running = sum(view.state == "running" for view in flying)
     waiting = sum(view.state in ("pending", "to be submitted") for view in views)
-    return f"{running} jobs running, {waiting} waiting"
+    return f"jobs: {running} running, {waiting} waiting"
 
 
 def _check_baseline(history: History, plan: Plan, baseline: str | None) -> None:
