@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,9 @@ class _PlanOrCommand(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Anything but a command's name, or a plea for help, is for `run`."""
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            if re.fullmatch(r"\w[\w-]*", args[0]) and not Path(args[0]).exists():
+                commands = ", ".join(sorted(self.commands))
+                raise click.UsageError(f"there is no plan or command {args[0]!r}; commands are {commands}", ctx)
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -47,7 +51,7 @@ def nightly() -> None:
     """
 
 
-@nightly.command()
+@nightly.command(short_help="Run a plan, judge it and report.")
 @click.argument("file", metavar="PLAN.toml", type=click.Path(path_type=Path))
 @judging_options
 @click.option("--new", is_flag=True, help="Begin a new night, and give up one that was left unfinished.")
