@@ -45,7 +45,7 @@ test: setup  ## The fast tests
 	$(PYTEST) -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## The tests that take minutes or many processes
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, mypy, the layering of the rooms, clang-format
 	$(BIN)/ruff check .
