@@ -164,6 +164,7 @@ def test_a_preempted_job_goes_on_with_what_has_no_record(tmp_path, own_slurm, ac
         assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 def test_a_job_whose_node_dies_goes_on_elsewhere(tmp_path, own_slurm):
     slurm = own_slurm(nodes=3)
     with Scene(tmp_path, slurm) as scene:
@@ -205,6 +206,7 @@ def test_a_job_that_needs_every_node_waits_until_the_dead_one_is_back(tmp_path, 
         assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 def test_a_job_told_that_its_time_is_nearly_up_begins_no_further_case(scene):
     """Of a job of one minute Slurm may say so from the first second on: a case is measured all the same."""
     scene.plan({"tokens": [4, 8]}, cluster={"time_limit_min": 1}, job_deadline_s=60.0, tries=1)
