@@ -22,7 +22,7 @@ from jobs import private_files, work
 from jobs.cluster import JobState, Request, SubmitError
 from jobs.envelope import read_envelope
 from jobs.exclusive import MEASURING_LOCK
-from jobs.night_folder import CLAIM_FILE, SUBMITTED_FILE, Attempt, Claim, NightFolder, Submitted
+from jobs.night_folder import SUBMITTED_FILE, Attempt, NightFolder, Submitted
 
 _GRACE_S = 120.0
 _LOG_TAIL_LINES = 40
@@ -70,7 +70,7 @@ class LocalCluster:
                 submitted = Submitted(scheduler_id="", name=attempt.job.name, at=utc_now())
                 private_files.save(submitted, attempt.folder / SUBMITTED_FILE)
             else:
-                private_files.save_once(Claim(by="command", at=utc_now()), attempt.folder / CLAIM_FILE)
+                attempt.give_up()
 
     def look(self, attempts: Sequence[Attempt]) -> dict[Attempt, JobState]:
         """Running as long as a process of the job is left, else ended; then whatever it left running is ended too."""

@@ -29,6 +29,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from harness import job as jobspec
+from harness.environment import utc_now
 from harness.job import JobSpec
 from harness.record import Environment, PlannedRun, Platform
 from jobs import private_files
@@ -173,6 +174,10 @@ class Attempt:
     def settled(self) -> Settled | None:
         """How it ended; None as long as that was not decided."""
         return self._written_once(SETTLED_FILE, Settled)
+
+    def give_up(self) -> bool:
+        """See to it that the attempt is never begun; False where it has been, or was given up before."""
+        return private_files.save_once(Claim(by="command", at=utc_now()), self.folder / CLAIM_FILE)
 
     def _written_once(self, name: str, kind: type[_Word]) -> _Word | None:
         """A file that stays as it is once it is there, read once then."""

@@ -30,7 +30,7 @@ from harness.record import PlannedRun
 from jobs import private_files
 from jobs.cluster import Cluster, JobState, Request, SubmitError
 from jobs.given_up import write_failure
-from jobs.night_folder import CLAIM_FILE, SETTLED_FILE, Attempt, Claim, Manifest, NightFolder
+from jobs.night_folder import SETTLED_FILE, Attempt, Manifest, NightFolder
 from jobs.night_jobs import JobView, NightJob, load_jobs, view
 from jobs.packing import PackedJob
 from jobs.plan import Plan
@@ -230,7 +230,7 @@ class Night:
             owed = self._owed(spec)
         if attempt.claim is None:
             # Should its job live after all, it will not begin.
-            private_files.save_once(Claim(by="command", at=utc_now()), attempt.folder / CLAIM_FILE)
+            attempt.give_up()
         if self._is_on_its_way(job, spec, owed):
             return
         found = self._diagnose(attempt, spec, state)

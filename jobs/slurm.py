@@ -22,7 +22,7 @@ from jobs import private_files
 from jobs.cluster import JobState, Request, SubmitError
 from jobs.envelope import read_envelope
 from jobs.launchers import killed_says_srun
-from jobs.night_folder import CLAIM_FILE, SUBMITTED_FILE, Attempt, Claim, NightFolder, Submitted
+from jobs.night_folder import SUBMITTED_FILE, Attempt, NightFolder, Submitted
 from jobs.plan_clusters import ClusterSection, is_host
 from jobs.slurm_queue import Entry, SlurmQueue, SlurmSilent
 from jobs.slurm_submissions import (
@@ -156,7 +156,7 @@ class SlurmCluster:
                 # An earlier process gave it up; its job, if it ever begins, finds that and ends.
                 continue
             name = submission.name if submission is not None else ""
-            if found is None and not _give_up(attempt):
+            if found is None and not attempt.give_up():
                 claim = attempt.claim
                 found = claim.scheduler_id if claim is not None and claim.by == "job" else None
             if found is not None:
@@ -184,7 +184,7 @@ class SlurmCluster:
         """Cancel the attempts, with as few commands as there may be; those not begun yet never will be."""
         ids = []
         for attempt in attempts:
-            _give_up(attempt)
+            attempt.give_up()
             submitted = attempt.submitted
             if submitted is not None and submitted.scheduler_id:
                 ids.append(submitted.scheduler_id)
@@ -279,8 +279,3 @@ class SlurmCluster:
         except EpwatchError:
             return ()
         return tuple(host for host in hosts if host in down)
-
-
-def _give_up(attempt: Attempt) -> bool:
-    """See to it that the attempt is never begun; False where it has been."""
-    return private_files.save_once(Claim(by="command", at=utc_now()), attempt.folder / CLAIM_FILE)

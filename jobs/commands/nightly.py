@@ -76,8 +76,8 @@ def run(
     """Run the plan PLAN.toml on its clusters, judge it against its baseline, print one table, worst first, and report.
 
     A night whose command was killed is gone on with, unless --new is given; one that makes no sense any more is judged
-    first, and a new one begun. Exits 0 when nothing regressed, 1 when
-    something did, 3 when something planned has no valid result, 4 (--strict) when something stayed undecided.
+    first, and a new one begun. Exits 0 when nothing regressed, 1 when something did, 3 when something planned has no
+    valid result, 4 (--strict) when something stayed undecided.
     """
     if no_report and report_path:
         raise click.UsageError("--report and --no-report exclude each other")
