@@ -2,9 +2,9 @@
 // deadline, and how an operation begins.
 //
 // Order of memory. Payload goes into a peer's segment by bulk copies (async proxy) or ordinary stores; the thread that
-// completed the former, or that met the storing threads at a barrier, then stores the flag with st.release.sys: release is
-// cumulative, so whoever reads the flag with ld.acquire.sys sees the payload. A completed bulk copy is visible to the
-// generic proxy without a fence; a bulk copy that is to read what a peer's flag announced is issued after
+// completed the former, or that met the storing threads at a barrier, then stores the flag with st.release.sys: release
+// is cumulative, so whoever reads the flag with ld.acquire.sys sees the payload. A completed bulk copy is visible to
+// the generic proxy without a fence; a bulk copy that is to read what a peer's flag announced is issued after
 // fence.proxy.async. The system scope is wanted since the other thread is on another GPU; nothing here is gpu scope but
 // what only this GPU's blocks share (the ticket).
 #pragma once
@@ -15,25 +15,12 @@
 #include <cstdint>
 
 #include "layout.hpp"
+#include "world.hpp"
 
 namespace ep_core::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xffffffffu;
-
-// The ranks of a buffer, as kernels see them. A kernel takes it by value.
-struct World {
-  int rank;
-  int ranks;
-  std::uint64_t deadline_ns;  // of one wait
-  Failure* failure;           // pinned host memory
-  std::byte* base[kMaxRanks];
-  std::int64_t low_latency;  // offset of the low-latency region
-  std::int64_t ring;         // offset of the ring
-
-  __device__ Control& control(int peer) const { return *reinterpret_cast<Control*>(base[peer]); }
-  __device__ Control& control() const { return control(rank); }
-};
 
 __device__ inline std::uint64_t load_acquire(const std::uint64_t* from) {
   std::uint64_t value;
@@ -196,8 +183,8 @@ __device__ inline bool wait_for_epoch(const World& world, const Operation& op, i
 }
 
 // --- beginning -----------------------------------------------------------------------------------------------------
-// The epoch comes from the lane's ticket: each launch adds exactly 65536 to it, 1 for each block and the rest for block 0,
-// so every block reads the same ticket >> 16 whatever the order in which blocks start. It is the only place where an
+// The epoch comes from the lane's ticket: each launch adds exactly 65536 to it, 1 for each block and the rest for block
+// 0, so every block reads the same ticket >> 16 whatever the order in which blocks start. It is the only place where an
 // epoch is made, and it is on the device: a captured graph goes on counting.
 
 constexpr unsigned kTicketBits = 16;
@@ -207,8 +194,8 @@ __device__ inline std::uint64_t take_epoch(unsigned long long* ticket) {
   return (atomicAdd(ticket, blockIdx.x == 0 ? rest : 1ull) >> kTicketBits) + 1;
 }
 
-// By one whole warp of every block, once: takes the epoch. Block 0 acknowledges what earlier operations consumed and says
-// which operation this is. Returns when every peer has done with what the half held before, so it may be written.
+// By one whole warp of every block, once: takes the epoch. Block 0 acknowledges what earlier operations consumed and
+// says which operation this is. Returns when every peer has done with what the half held before, so it may be written.
 // `consumes`: this launch will read the half to its end, so that the next one can acknowledge it.
 __device__ inline Operation begin(const World& world, Phase phase, Lane lane, std::uint32_t signature, bool consumes) {
   const int lane_id = threadIdx.x % kWarp;
