@@ -194,36 +194,49 @@ __device__ inline std::uint64_t take_epoch(unsigned long long* ticket) {
   return (atomicAdd(ticket, blockIdx.x == 0 ? rest : 1ull) >> kTicketBits) + 1;
 }
 
-// By one whole warp of every block, once: takes the epoch. Block 0 acknowledges what earlier operations consumed and
-// says which operation this is. Returns when every peer has done with what the half held before, so it may be written.
-// `consumes`: this launch will read the half to its end, so that the next one can acknowledge it.
-__device__ inline Operation begin(const World& world, Phase phase, Lane lane, std::uint32_t signature, bool consumes) {
-  const int lane_id = threadIdx.x % kWarp;
-  Control& own = world.control();
+// By one whole warp: the operation that this launch is.
+__device__ inline Operation take_turn(const World& world, Phase phase, Lane lane, std::uint32_t signature) {
   std::uint64_t epoch = 0;
-  if (lane_id == 0) epoch = take_epoch(&own.tickets[lane]);
-  epoch = __shfl_sync(kAll, epoch, 0);
-  const Operation op{phase, lane, epoch, signature};
-  const int half = op.half();
-  if (blockIdx.x == 0) {
-    const int halves = lane == kLowLatency ? 2 : 1;
-    for (int peer = lane_id; peer < world.ranks; peer += kWarp) {
-      Control& theirs = world.control(peer);
-      for (int other = 0; other < halves; ++other) {
-        store_release(&theirs.ack[lane][other][world.rank], own.consumed[lane][other]);
-      }
-      store_relaxed(&theirs.call[lane][half][world.rank], tagged(signature, epoch));
-    }
-    __syncwarp();
-    if (consumes && lane_id == 0) own.consumed[lane][half] = epoch;
-  }
-  const std::uint64_t distance = lane == kLowLatency ? 2 : 1;
-  const std::uint64_t before = epoch > distance ? epoch - distance : 0;
-  for (int peer = lane_id; peer < world.ranks; peer += kWarp) {
+  if (threadIdx.x % kWarp == 0) epoch = take_epoch(&world.control().tickets[lane]);
+  return {phase, lane, __shfl_sync(kAll, epoch, 0), signature};
+}
+
+// By one whole warp: returns when every peer has done with what the half held before, so it may be written.
+__device__ inline void wait_for_turn(const World& world, const Operation& op) {
+  const std::uint64_t distance = op.lane == kLowLatency ? 2 : 1;
+  const std::uint64_t before = op.epoch > distance ? op.epoch - distance : 0;
+  for (int peer = static_cast<int>(threadIdx.x) % kWarp; peer < world.ranks; peer += kWarp) {
     if (peer == world.rank) continue;
-    wait_until(world, op, peer, &own.ack[lane][half][peer], [&](std::uint64_t value) { return value >= before; });
+    const auto done = [&](std::uint64_t value) { return value >= before; };
+    wait_until(world, op, peer, &world.control().ack[op.lane][op.half()][peer], done);
   }
   __syncwarp();
+}
+
+// By one whole warp of one block: acknowledges what earlier operations consumed, which ended before this launch began, and
+// says which operation this is. One fence at system scope, then relaxed stores: a release.
+// `consumes`: this launch will read the half to its end, so the next one can acknowledge it.
+__device__ inline void publish(const World& world, const Operation& op, bool consumes) {
+  const int first = static_cast<int>(threadIdx.x) % kWarp;
+  Control& own = world.control();
+  const int halves = op.lane == kLowLatency ? 2 : 1;
+  asm volatile("fence.acq_rel.sys;" ::: "memory");
+  for (int peer = first; peer < world.ranks; peer += kWarp) {
+    Control& theirs = world.control(peer);
+    for (int half = 0; half < halves; ++half) {
+      store_relaxed(&theirs.ack[op.lane][half][world.rank], own.consumed[op.lane][half]);
+    }
+    store_relaxed(&theirs.call[op.lane][op.half()][world.rank], tagged(op.signature, op.epoch));
+  }
+  __syncwarp();
+  if (consumes && first == 0) own.consumed[op.lane][op.half()] = op.epoch;
+}
+
+// All three, by one whole warp of every block, where the time of a fence does not matter.
+__device__ inline Operation begin(const World& world, Phase phase, Lane lane, std::uint32_t signature, bool consumes) {
+  const Operation op = take_turn(world, phase, lane, signature);
+  if (blockIdx.x == 0) publish(world, op, consumes);
+  wait_for_turn(world, op);
   return op;
 }
 

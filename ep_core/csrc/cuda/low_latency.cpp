@@ -69,7 +69,7 @@ void LowLatency::dispatch(const LowLatencyCall& given, const DispatchInput& in, 
   const LowLatencyLayout at = layout(given.sizes);
   const DeviceGuard guard(segment_.device());
   LowLatencyCall call = given;
-  const std::int64_t options = in.fp8 + 2 * in.round_scale + 4 * (in.weights != nullptr);
+  const std::int64_t options = in.fp8 + 2 * in.round_scale + 4 * (map.weights != nullptr);
   call.signature = signature_of(Phase::dispatch, call.sizes, call.topk, options);
   check(launch_dispatch(segment_.world(), at, call, in, out, map, blocks(multiprocessors), stream),
         "low_latency_dispatch cannot be launched");

@@ -40,17 +40,27 @@ struct Half {
   __device__ std::byte* at(int peer, std::int64_t offset) const { return world.base[peer] + payload + offset; }
 };
 
-// By one whole warp of every block: the operation this launch belongs to. See `begin` for what is true afterwards.
+// By one whole warp of every block: the operation this launch belongs to, whose half may be written.
 __device__ inline Operation begin_call(const World& world, const LowLatencyCall& call, Phase phase) {
-  if ((call.parts & kSend) != 0) {
-    const Operation op = begin(world, phase, kLowLatency, call.signature, (call.parts & kReceive) != 0);
-    if (call.parts == kSend && blockIdx.x == 0 && lane_id() == 0) *call.ticket = op.epoch;
-    return op;
-  }
-  const Operation op{phase, kLowLatency, *call.ticket, call.signature};
-  if (blockIdx.x == 0 && lane_id() == 0) world.control().consumed[kLowLatency][op.half()] = op.epoch;
+  if ((call.parts & kSend) == 0) return {phase, kLowLatency, *call.ticket, call.signature};
+  const Operation op = take_turn(world, phase, kLowLatency, call.signature);
+  wait_for_turn(world, op);
   return op;
 }
+
+// By another warp of one block, beside the work: tells the peers, and whoever comes later on this rank.
+__device__ inline void publish_call(const World& world, const LowLatencyCall& call, const Operation& op) {
+  const bool receives = (call.parts & kReceive) != 0;
+  if ((call.parts & kSend) != 0) {
+    publish(world, op, receives);
+    if (!receives && lane_id() == 0) *call.ticket = op.epoch;
+  } else if (lane_id() == 0) {
+    world.control().consumed[kLowLatency][op.half()] = op.epoch;
+  }
+}
+
+// Whether this warp is the one that publishes: in the block that is dealt work last.
+__device__ inline bool publishes() { return blockIdx.x == gridDim.x - 1 && warp_id() == kWarps - 1; }
 
 // The ranks, one bit each, that lanes name: `rank` of a lane, or -1.
 __device__ inline std::uint64_t ranks_named(int rank) {

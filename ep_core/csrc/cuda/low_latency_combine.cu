@@ -282,6 +282,7 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
   const Operation op = shared_op;
   Combine combine(a, op, reinterpret_cast<WarpBuffer*>(dynamic)[warp_id()], &barriers[warp_id()]);
 
+  if (publishes()) publish_call(a.world, a.call, op);
   const int chunks = a.chunks.count;
   if (sends) {
     const int sources = receives ? a.world.ranks - 1 : a.world.ranks;

@@ -2,8 +2,8 @@
 // rank, token and position in top-k.
 //
 // Grid: one block of 16 warps on each multiprocessor that is asked for, all resident. Work is dealt to warps.
-//   1. `announce`: a warp a token. Tells every rank the token's selections: expert and position among this source's
-//      rows for that expert (8-byte words that carry their epoch, so they need no fence).
+//   1. `count_positions`, `announce`: a token at a time for each warp. Tells every rank the token's selections: expert and
+//      position among this source's rows for that expert (8-byte words that carry their epoch, so they need no fence).
 //   2. `push`: a warp a piece of a row. Loads it into shared memory (quantises it), and stores it once for each rank
 //      that has one of the token's experts, into a place of its own there; then its flag.
 //   3. `collect`: each block reads all sources' selections and so knows where each source's rows begin at each expert.
@@ -104,6 +104,12 @@ __device__ void quantise(const std::byte* raw, std::byte* to, int columns, bool 
   }
 }
 
+// The tokens that a block announces at a time, one for each warp.
+struct OwnTokens {
+  int expert[kWarps][kMaxTopk];
+  int position[kWarps][kMaxTopk];
+};
+
 // A piece of a row of a source.
 struct Piece {
   int source;
@@ -126,23 +132,41 @@ class Dispatch {
         barrier(barrier),
         cells(cells) {}
 
-  // Step 1, by a warp. Selections beyond the tokens there are, and wrong ones, are told as masked.
-  __device__ void announce(int token) {
+  // Step 1, by a block: for each token dealt to it (one to each warp at a time), how many earlier selections of this rank
+  // have each expert that the token selects, which is the row's position there. Needs nothing of the operation.
+  __device__ void count_positions(OwnTokens& own, int first_token) {
     const int topk = a.call.topk;
-    const int expert = checked_expert(token);
-    int position = 0;
-    const std::int64_t end = static_cast<std::int64_t>(token) * topk;
-    if (token < a.call.tokens) {
-      for (std::int64_t begin = 0; begin < end + topk; begin += kWarp) {
-        const std::int64_t at = begin + lane_id();
-        const int other = at < end + topk ? static_cast<int>(a.in.topk[at]) : -1;
+    const int stride = static_cast<int>(gridDim.x);
+    const int mine = first_token + warp_id() * stride;
+    own.expert[warp_id()][lane_id()] = checked_expert(mine);
+    own.position[warp_id()][lane_id()] = 0;
+    __syncthreads();
+    const int last = min(first_token + (kWarps - 1) * stride, a.call.tokens - 1);
+    const std::int64_t end = (static_cast<std::int64_t>(last) + 1) * topk;
+    for (std::int64_t begin = 0; begin < end; begin += kThreads) {
+      const std::int64_t at = begin + threadIdx.x;
+      const int expert = at < end ? static_cast<int>(a.in.topk[at]) : -1;
+      for (int nth = 0; nth < kWarps; ++nth) {
+        const int token = first_token + nth * stride;
+        if (token >= a.call.tokens) break;
+        const std::int64_t before = static_cast<std::int64_t>(token) * topk;
         for (int k = 0; k < topk; ++k) {
-          const int wanted = __shfl_sync(kAll, expert, k);
-          const unsigned same = __ballot_sync(kAll, other == wanted && at < end + k);
-          if (k == lane_id()) position += __popc(same);
+          const int wanted = own.expert[nth][k];
+          const unsigned same = __ballot_sync(kAll, wanted >= 0 && expert == wanted && at < before + k);
+          if (same != 0 && lane_id() == k) atomicAdd(&own.position[nth][k], __popc(same));
         }
       }
     }
+    __syncthreads();
+  }
+
+  // Likewise, by a warp, when the operation has begun: tells every rank. Selections beyond the tokens there are, and wrong
+  // ones, are told as masked.
+  __device__ void announce(const OwnTokens& own, int token) {
+    if (token >= a.call.sizes.max_tokens) return;
+    const int topk = a.call.topk;
+    const int expert = own.expert[warp_id()][lane_id()];
+    const int position = own.position[warp_id()][lane_id()];
     bool valid = expert >= 0;
     if (valid && position >= a.call.sizes.max_tokens) {
       fail_wrong_value(world, op.phase, expert, -1);
@@ -157,8 +181,9 @@ class Dispatch {
     if (lane_id() >= topk) return;
     const std::uint64_t word = tagged(valid ? selection(expert, position) : 0, op.epoch);
     const std::int64_t index = selection_index(world.rank, token) + lane_id();
-    const bool weighted = a.in.weights != nullptr;
-    const float weight = weighted && valid ? a.in.weights[end + lane_id()] : 0.0f;
+    const bool weighted = a.map.weights != nullptr;
+    const float weight =
+        weighted && valid ? a.in.weights[static_cast<std::int64_t>(token) * topk + lane_id()] : 0.0f;
     for (int peer = 0; peer < world.ranks; ++peer) {
       store_relaxed(half.word(peer, a.layout.selections, index), word);
       if (weighted) store_relaxed(half.word(peer, a.layout.weights, index), tagged(__float_as_uint(weight), op.epoch));
@@ -384,6 +409,7 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
   __shared__ std::uint32_t cells[kMaxExperts];
   __shared__ __align__(8) std::uint64_t barriers[kWarps];
   __shared__ Operation shared_op;
+  __shared__ OwnTokens own;
   const bool sends = (a.call.parts & kSend) != 0;
   const bool receives = (a.call.parts & kReceive) != 0;
   const int chunks = a.chunks.count;
@@ -398,23 +424,32 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
   }
   __syncwarp();
   const int first = first_unit();
+  const int first_token = static_cast<int>(blockIdx.x);
   const bool begins_with_own = sends && first < own_units && own_piece(first).token < a.call.tokens;
-  if (begins_with_own) {
-    // While the operation begins: the row needs nothing of it.
-    const Operation none{};
-    Dispatch<kFp8>(a, none, buffer, &barriers[warp_id()], cells).load_own(own_piece(first));
-  }
-  if (warp_id() == kWarps - 1) {
-    const Operation begun = begin_call(a.world, a.call, Phase::dispatch);
-    if (lane_id() == 0) shared_op = begun;
+  Operation op{};
+  {
+    // While the operation begins: what needs nothing of it.
+    Dispatch<kFp8> early(a, op, buffer, &barriers[warp_id()], cells);
+    if (begins_with_own) early.load_own(own_piece(first));
+    if (warp_id() == kWarps - 1) {
+      const Operation begun = begin_call(a.world, a.call, Phase::dispatch);
+      if (lane_id() == 0) shared_op = begun;
+    }
+    if (sends) early.count_positions(own, first_token);
   }
   __syncthreads();
-  const Operation op = shared_op;
+  op = shared_op;
   Dispatch<kFp8> dispatch(a, op, buffer, &barriers[warp_id()], cells);
 
   if (sends) {
-    for (int token = first; token < a.call.sizes.max_tokens; token += unit_stride()) dispatch.announce(token);
+    dispatch.announce(own, first_token + warp_id() * static_cast<int>(gridDim.x));
+    for (int token = first_token + unit_stride(); token < a.call.sizes.max_tokens; token += unit_stride()) {
+      __syncthreads();
+      dispatch.count_positions(own, token);
+      dispatch.announce(own, token + warp_id() * static_cast<int>(gridDim.x));
+    }
   }
+  if (publishes()) publish_call(a.world, a.call, op);
   if (begins_with_own) dispatch.push(own_piece(first));
   if (receives) {
     if (blockIdx.x == 0 && warp_id() == kWarps - 1) check_alike(a.world, op);
