@@ -334,7 +334,6 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
     const int nth = unit / chunks % sources;
     return Piece{receives ? (a.world.rank + 1 + nth) % a.world.ranks : nth, unit / chunks / sources, unit % chunks};
   };
-  const auto own_piece = [&](int unit) { return Piece{a.world.rank, unit / chunks, unit % chunks}; };
   if (lane_id() == 0) {
     barrier_init(&barriers[warp_id()]);
     barrier_init_fence();
@@ -346,30 +345,21 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
     if (lane_id() == 0) shared_op = begun;
   }
 
-  // While the operation begins: the first unit's rows need nothing of it.
   Gather gather(a, reinterpret_cast<WarpBuffer*>(dynamic)[warp_id()], &barriers[warp_id()]);
-  const int first = first_unit();
-  const bool first_sends = first < to_send;
-  const bool first_sums = kLocalReduce && sends && !first_sends && last_unit() < to_reduce;
-  unsigned left = 0;
-  Rounded sum;
-  if (first_sends || first_sums) {
-    gather.take(first_sends ? sent_piece(first) : own_piece(last_unit()));
-    left = gather.here;
-    if constexpr (kLocalReduce) {
-      sum = gather.sum_rows();
-    } else if (left != 0) {
-      gather.load_rows(left);
+  bool begun = false;
+  bool sending = true;
+  for (int unit = first_unit();; unit += unit_stride()) {
+    if (sending && unit >= to_send) {
+      sending = false;
+      unit = last_unit();
     }
-  }
-  __syncthreads();
-  const Operation op = shared_op;
-  Combine combine(a, op, gather);
-  if (tells()) tell_late(a.world, a.call, op);
-
-  for (int unit = first; unit < to_send; unit += unit_stride()) {
-    if (unit != first) {
-      gather.take(sent_piece(unit));
+    const bool any = sending || unit < to_reduce;
+    const Piece piece = sending ? sent_piece(unit) : Piece{a.world.rank, unit / chunks, unit % chunks};
+    unsigned left = 0;
+    Rounded sum;
+    const bool reads = any && (sending || (kLocalReduce && sends));
+    if (reads) {
+      gather.take(piece);
       left = gather.here;
       if constexpr (kLocalReduce) {
         sum = gather.sum_rows();
@@ -377,24 +367,20 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
         gather.load_rows(left);
       }
     }
-    if constexpr (kLocalReduce) {
-      combine.send_sum(sum, true);
-    } else {
-      combine.send_rows(left);
+    if (!begun) {
+      // The first unit's rows were read while the operation began.
+      __syncthreads();
+      begun = true;
+      if (tells()) tell_late(a.world, a.call, shared_op);
+      if (receives && blockIdx.x == 0 && warp_id() == kWarps - 1) check_alike(a.world, shared_op);
     }
-  }
-  if (receives && blockIdx.x == 0 && warp_id() == kWarps - 1) check_alike(a.world, op);
-  for (int unit = last_unit(); unit < to_reduce; unit += unit_stride()) {
-    const Piece piece = own_piece(unit);
+    if (!any) break;
+    Combine combine(a, shared_op, gather);
     if constexpr (kLocalReduce) {
-      if (sends) {
-        if (!first_sums || unit != last_unit()) {
-          gather.take(piece);
-          sum = gather.sum_rows();
-        }
-        combine.send_sum(sum, false);
-      }
-      combine.reduce_sums(piece.token, piece.chunk, sends);
+      if (reads) combine.send_sum(sum, sending);
+      if (!sending) combine.reduce_sums(piece.token, piece.chunk, sends);
+    } else if (sending) {
+      combine.send_rows(left);
     } else {
       combine.reduce_rows(piece.token, piece.chunk, sends);
     }
