@@ -151,6 +151,7 @@ def round_trip(
         hook()
     else:
         assert hook is None
+    if async_finish:
         event.current_stream_wait()
     if given_outs:
         assert (recv_x[0] if rows.fp8 else recv_x) is into["out_packed_recv_x"]
@@ -184,7 +185,7 @@ def round_trip(
         topk_idx.fill_(0)
         weights.fill_(0)
         hook()
-    else:
+    if async_finish:
         event.current_stream_wait()
     assert out is None or got is out
     context.settle(buffer)

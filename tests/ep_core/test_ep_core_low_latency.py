@@ -30,7 +30,7 @@ from ep_core import Buffer
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", [BF16, FP8], ids=["bf16", "fp8"])
-@pytest.mark.parametrize("mode", ["plain", "outs", "hooks", "zero_copy"])
+@pytest.mark.parametrize("mode", ["plain", "outs", "hooks", "zero_copy", "async_finish"])
 def test_every_row_and_every_bit(world: RankWorld, ranks: int, rows: Rows, mode: str) -> None:
     problem = Problem(
         ranks, max_tokens=24, hidden=256, topk=4, experts=12, tokens=(24, 7, 0, 19)[:ranks], seed=ranks, masked=0.1
@@ -43,6 +43,7 @@ def test_every_row_and_every_bit(world: RankWorld, ranks: int, rows: Rows, mode:
         hooks=mode == "hooks",
         zero_copy=mode == "zero_copy",
         given_outs=mode == "outs",
+        async_finish=mode == "async_finish",
     )
 
 
