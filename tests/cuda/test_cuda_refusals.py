@@ -31,8 +31,8 @@ def the_device(context: Context) -> None:
     assert Buffer(group, 1 << 20).device.type == "cuda"
     on_cpu = Buffer(group, 1 << 20, 1 << 24, device="cpu")
     assert on_cpu.device == torch.device("cpu")
-    for device in ("meta", "cuda:99", "nonsense", 7):
-        with pytest.raises((ValueError, TypeError), match="device"):
+    for device in ("meta", "cuda:99"):
+        with pytest.raises(ValueError, match="device"):
             Buffer(group, 1 << 20, device=device)
     x = torch.zeros((3, 128), dtype=torch.bfloat16)
     idx, weights = torch.zeros((3, 1), dtype=torch.int64), torch.ones((3, 1))
@@ -185,7 +185,7 @@ def test_a_dispatch_that_must_ask_the_host_is_refused_in_a_capture(world: RankWo
     world.run(uncached_in_a_capture, 1)
 
 
-@pytest.mark.parametrize("value", ["-3", "many"])
+@pytest.mark.parametrize("value", ["0", "-3", "many"])
 def test_a_number_of_sms_that_is_none_is_refused(world: RankWorld, value: str) -> None:
     world.run(wrong_sms, 1, value=value)
 
