@@ -16,28 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "ep_core"))
 
 from ep_world import RankWorld
 
-
-def obstacle() -> str:
-    """Why the tests cannot run here; empty when they can."""
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA GPU here"
-    try:
-        from ep_core import _cuda
-    except ImportError as error:
-        return f"the CUDA engine was not built: {error}"
-    return str(_cuda.obstacle())
+from ep_core import cuda
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = [item for item in items if Path(__file__).parent in item.path.parents]
-    why = obstacle() if here else ""
+    why = cuda.obstacle() if here else ""
     if why and os.environ.get("EP_CORE_GPU_REQUIRED"):
         raise pytest.UsageError(f"EP_CORE_GPU_REQUIRED is set, and {why}")
     for item in here:

@@ -53,8 +53,7 @@ class Context:
         """A buffer for this rank's device."""
         import ep_core
 
-        device = {} if self.device.type == "cpu" else {"device": self.device}
-        return ep_core.Buffer(self.group(ranks), nvl, rdma, True, timeout_s=timeout_s, **device)
+        return ep_core.Buffer(self.group(ranks), nvl, rdma, True, timeout_s=timeout_s, device=self.device)
 
     def buffer(self, ranks: int, nvl: int, rdma: int, timeout_s: float = 30.0) -> Any:
         """A buffer kept between calls."""
@@ -67,7 +66,7 @@ class Context:
         """Wait for all that was enqueued, and raise what kernels reported."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-            buffer.check()
+        buffer.check()
 
 
 def device_of(rank: int, kind: str) -> torch.device:

@@ -38,7 +38,7 @@ def _dispatch_refusals(buffer: Buffer, mine: ep_oracle.Inputs, device: str) -> N
         ({"x": mine.x.double()}, ValueError, r"x: wanted dtype torch.bfloat16, got torch.float64"),
         ({"x": mine.x[0]}, ValueError, r"x: wanted shape \[any, any\], got \[256\]"),
         ({"x": mine.x.t().contiguous().t()}, ValueError, r"x: wanted a contiguous tensor, got .* strides \(1, 4\)"),
-        ({"x": mine.x.to("meta")}, ValueError, r"x: is on meta"),
+        ({"x": mine.x.to("meta")}, ValueError, r"x: is on meta, but this buffer was made for c"),
         ({"x": [1]}, TypeError, r"x: wanted a torch.Tensor, got list"),
         ({"x": mine.x[:, :136].contiguous(), **fp8}, ValueError, r"hidden: wanted a multiple of 128 for fp8"),
         ({"x": mine.x.float().requires_grad_().bfloat16()}, ValueError, r"x: wanted a tensor that needs no gradient"),
@@ -50,6 +50,7 @@ def _dispatch_refusals(buffer: Buffer, mine: ep_oracle.Inputs, device: str) -> N
         ({"num_max_dispatch_tokens_per_rank": 0}, ValueError, r"num_max_dispatch_tokens_per_rank: wanted from 1"),
         ({"num_max_dispatch_tokens_per_rank": 99}, ValueError, rf"num_rdma_bytes: \d+ are wanted .* made with {RDMA}"),
         ({"async_finish": True, "return_recv_hook": True}, ValueError, r"async_finish: wanted False with return_recv_"),
+        ({"use_ue8m0": True}, ValueError, r"use_ue8m0: wanted only with use_fp8"),
         ({"round_scale": True}, ValueError, r"round_scale: wanted only with use_fp8"),
         ({"dispatch_wait_recv_cost_stats": torch.zeros(2)}, ValueError, r"dispatch_wait_recv_cost_stats: wanted None"),
         ({"cumulative_local_expert_recv_stats": torch.zeros(2)}, ValueError, r"cumulative_local_expert_recv_stats: "),
@@ -103,7 +104,6 @@ def _dispatch_refusals(buffer: Buffer, mine: ep_oracle.Inputs, device: str) -> N
                 r"topk_idx: expert 0 is selected more often than",
             ),
             ({"num_experts": 3}, ValueError, r"num_experts: wanted a multiple of the 2 ranks, at most 65536, got 3"),
-            ({"use_ue8m0": True}, ValueError, r"use_ue8m0: wanted False"),
         ]
     shared = torch.empty(18, dtype=i32)
     wrong.append(
