@@ -4,7 +4,7 @@
     compute-sanitizer --tool racecheck --error-exitcode 1 python tests/cuda/sanitize.py ll
     compute-sanitizer --tool synccheck --error-exitcode 1 python tests/cuda/sanitize.py
 
-Every result is checked. The argument is `ll`, `ht`, or none for both; `--device cpu` shows that the program itself is right.
+Every result is checked. The argument is `ll`, `ht`, or none for both; `--device cpu` shows that the program is right.
 """
 
 from __future__ import annotations
