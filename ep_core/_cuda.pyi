@@ -9,9 +9,11 @@ COMPILER: str
 MAX_RANKS: int
 MAX_TOPK: int
 MAX_EXPERTS: int
+MAX_HIDDEN: int
 
 def obstacle() -> str: ...
 def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int) -> int: ...
+def high_throughput_least_bytes(row_bytes: int, extra_bytes: int, ranks: int, /) -> int: ...
 
 class Cuda:
     def __init__(
