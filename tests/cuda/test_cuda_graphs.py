@@ -189,18 +189,19 @@ def high_throughput_replayed(context: Context, problem: Problem, known: str, str
     y = torch.zeros((worst, problem.hidden), dtype=torch.bfloat16, device=context.device)
     results: dict[str, tuple] = {}
 
-    def routed(**more: object) -> tuple:
+    def routed(how: str, worst_tokens: int = 0) -> tuple:
         per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(topk_idx, problem.experts)
+        more = {"num_worst_tokens": worst_tokens, **in_streams(how)}
         return buffer.dispatch(x, None, per_rank, None, in_rank, per_expert, topk_idx, weights, **more)
 
-    handle = routed()[4]
+    handle = routed("plain")[4]
 
     def operations() -> None:
         if known == "handle":
             dispatched = buffer.dispatch(x, handle, **in_streams(streams))
             results["combine"] = buffer.combine(y, handle, **in_streams(streams, dispatched[5]))
         else:
-            dispatched = routed(num_worst_tokens=worst, **in_streams(streams))
+            dispatched = routed(streams, worst)
             results["combine"] = buffer.combine(y, dispatched[4], dispatched[2], **in_streams(streams, dispatched[5]))
         results["dispatch"] = dispatched
         if streams != "plain":

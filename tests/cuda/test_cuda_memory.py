@@ -52,8 +52,8 @@ def looped(context: Context, problem: Problem) -> None:
     before = used_bytes(context, problem.ranks)
     operations(50)
     after = used_bytes(context, problem.ranks)
-    assert after[0] <= before[0]
-    assert after[1] <= before[1] + PIECE_BYTES
+    assert after[0] <= before[0], (before, after)
+    assert after[1] <= before[1] + PIECE_BYTES, (before, after)
 
 
 def test_two_hundred_operations_take_no_more_memory(world: RankWorld) -> None:
@@ -73,8 +73,8 @@ def made_anew(context: Context, problem: Problem) -> None:
     for _ in range(9):
         once()
     after = used_bytes(context, problem.ranks)
-    assert after[0] <= before[0]
-    assert after[1] <= before[1] + PIECE_BYTES
+    assert after[0] <= before[0], (before, after)
+    assert after[1] <= before[1] + PIECE_BYTES, (before, after)
 
 
 def test_buffers_made_anew_take_no_more_memory(world: RankWorld) -> None:

@@ -112,11 +112,11 @@ WRONG = {
 }
 
 
-def found_by_the_kernel(context: Context, what: str, ranks: int) -> None:
+def found_by_the_kernel(context: Context, what: str, of: int) -> None:
     """The call returns, the next one or `check` raises, and the buffer is of no use any more. On all ranks alike."""
     change, message = WRONG[what]
-    buffer = context.new_buffer(ranks, 0, 1 << 24, timeout_s=3)
-    mine = ep_oracle.inputs(Problem(ranks, 4, 256, 2, 4, (4,) * ranks), context.rank).to(context.device)
+    buffer = context.new_buffer(of, 0, 1 << 24, timeout_s=3)
+    mine = ep_oracle.inputs(Problem(of, 4, 256, 2, 4, (4,) * of), context.rank).to(context.device)
     buffer.check()
     buffer.low_latency_dispatch(mine.x, change(mine.topk_idx), 4, 4, use_fp8=False)
     torch.cuda.synchronize()
@@ -131,7 +131,7 @@ def found_by_the_kernel(context: Context, what: str, ranks: int) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_values_are_found_by_the_kernel(world: RankWorld, what: str, ranks: int) -> None:
-    world.run(found_by_the_kernel, ranks, what=what, ranks=ranks)
+    world.run(found_by_the_kernel, ranks, what=what, of=ranks)
 
 
 def layout_out_of_range(context: Context) -> None:
