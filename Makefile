@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
 CXX_SOURCES := $(foreach kind,cpp hpp cu cuh,$(wildcard ep_core/csrc/*.$(kind) ep_core/csrc/*/*.$(kind)))
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) \
-	$(CXX_SOURCES)
+	$(CXX_SOURCES) $(wildcard ep_core/csrc/*/CMakeLists.txt)
 BENCHMARKS := host_engine command_start history gate detection attribution calibration nodes orchestration
 PYTEST := $(BIN)/python -m pytest
 
