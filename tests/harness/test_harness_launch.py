@@ -29,7 +29,7 @@ REFUSED = {
     "'nope' is not known; known are": but(TORCH_LL, backend="nope"),
     "routing 'zipf' is unknown": but(TORCH_LL, routing="zipf"),
     "needs a GPU; on device cpu there are phased, paired": but(TORCH_LL, protocol="graph"),
-    "device 'cuda' cannot be timed": but(TORCH_LL, device="cuda"),
+    "device cuda cannot be used on": but(TORCH_LL, device="cuda"),
     "in mode ll its combine is exact": but(EP_CORE_LL, combine="local_reduce"),
     "libfast.so.2 is not installed": but(TORCH_LL, backend="unavailable"),
 }
