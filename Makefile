@@ -10,9 +10,9 @@ CONSTRAINTS ?= constraints/cpu.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
+CXX_SOURCES := $(foreach kind,cpp hpp cu cuh,$(wildcard ep_core/csrc/*.$(kind) ep_core/csrc/*/*.$(kind)))
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) \
-	$(wildcard ep_core/csrc/*.cpp ep_core/csrc/*.hpp ep_core/csrc/*.cc ep_core/csrc/*.h)
-CXX_SOURCES := $(wildcard ep_core/csrc/*.cpp ep_core/csrc/*.hpp ep_core/csrc/*.cc ep_core/csrc/*.h)
+	$(CXX_SOURCES)
 BENCHMARKS := host_engine command_start history gate detection attribution calibration nodes orchestration
 PYTEST := $(BIN)/python -m pytest
 

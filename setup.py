@@ -1,4 +1,4 @@
-"""Builds the extension `ep_core._host` with CMake; all other metadata is in pyproject.toml.
+"""Builds the extensions `ep_core._host` and, where nvcc is found, `ep_core._cuda`; other metadata is in pyproject.toml.
 
 `EP_CORE_CMAKE_ARGS` adds arguments to the configure step (for example `-DEP_CORE_SANITIZE=address`).
 """
@@ -15,6 +15,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+HOST = "ep_core._host"
 
 
 def tool(name: str) -> str:
@@ -27,10 +28,12 @@ def tool(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """Lets CMake build the one extension, into the place where setuptools expects it."""
+    """Lets CMake build the extensions, all at once, into the place where setuptools expects them."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Configure and build `ext`."""
+        """Configure and build everything when it is the host engine's turn; the others come with it, or not at all."""
+        if ext.name != HOST:
+            return
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         work = Path(self.build_temp).resolve() / f"cmake-{sysconfig.get_config_var('SOABI')}"
         work.mkdir(parents=True, exist_ok=True)
@@ -49,4 +52,7 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "--build", str(work)], check=True)
 
 
-setup(ext_modules=[Extension("ep_core._host", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension(HOST, sources=[]), Extension("ep_core._cuda", sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)
