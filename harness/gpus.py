@@ -66,7 +66,11 @@ def model(name: str) -> str:
 
 def distinct(gpu_of_rank: Sequence[Gpu | None]) -> list[Gpu]:
     """Each GPU once, in order of the first rank that has it."""
-    return list({gpu.uuid: gpu for gpu in reversed(gpu_of_rank) if gpu is not None}.values())[::-1]
+    found: dict[str, Gpu] = {}
+    for gpu in gpu_of_rank:
+        if gpu is not None:
+            found.setdefault(gpu.uuid, gpu)
+    return list(found.values())
 
 
 def ranks_of(gpu_of_rank: Sequence[Gpu | None]) -> list[list[int]]:
