@@ -439,5 +439,5 @@ def test_sixty_four_ranks() -> None:
 def test_the_size_hint_holds_two_halves_and_not_much_more(tokens: int, hidden: int, ranks: int, local: int) -> None:
     hint = Buffer.get_low_latency_rdma_size_hint(tokens, hidden, ranks, ranks * local)
     rows = 2 * ranks * local * tokens * hidden * 2
-    metadata = 2 * (ranks * local * (tokens * 4 + 8) + tokens * (128 + 2 * hidden + 64) + 4 * 4096)
+    metadata = 2 * (ranks * local * (tokens * 4 + 8) + tokens * (256 + 2 * hidden + 64) + 4 * 4096)
     assert rows <= hint <= rows + metadata
