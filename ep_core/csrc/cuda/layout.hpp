@@ -6,8 +6,8 @@
 // whatever sizes, never passes for a new one; payload never lies where words lie. Nothing needs to be cleared.
 //
 // Epochs count the operations of a lane (low latency, high throughput, high throughput's notify), on the device: see
-// `begin` in device.cuh. Operation e of the low-latency lane uses half e % 2 of its region; the ring has one half. A rank writes epoch e into a
-// half only after every peer has acknowledged the epoch that was there before.
+// `begin` in device.cuh. Operation e of the low-latency lane uses half e % 2 of its region; the ring has one half. A rank
+// writes epoch e into a half only after every peer has acknowledged the epoch that was there before.
 //
 // Next to read: device.cuh, then low_latency_dispatch.cu.
 #pragma once
