@@ -2,9 +2,9 @@
 // deadline, and how an operation begins.
 //
 // Order of memory. Payload goes into a peer's segment by bulk copies (async proxy) or ordinary stores; the thread that
-// completed the former, or that met the storing threads at a barrier, then stores the flag with st.release.sys: release is
-// cumulative, so whoever reads the flag with ld.acquire.sys sees the payload. A completed bulk copy is visible to the
-// generic proxy without a fence; a bulk copy that is to read what a peer's flag announced is issued after
+// completed the former, or that met the storing threads at a barrier, then stores the flag with st.release.sys: release
+// is cumulative, so whoever reads the flag with ld.acquire.sys sees the payload. A completed bulk copy is visible to
+// the generic proxy without a fence; a bulk copy that is to read what a peer's flag announced is issued after
 // fence.proxy.async. The system scope is wanted since the other thread is on another GPU; nothing here is gpu scope but
 // what only this GPU's blocks share (the ticket).
 #pragma once
@@ -15,25 +15,12 @@
 #include <cstdint>
 
 #include "layout.hpp"
+#include "world.hpp"
 
 namespace ep_core::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xffffffffu;
-
-// The ranks of a buffer, as kernels see them. A kernel takes it by value.
-struct World {
-  int rank;
-  int ranks;
-  std::uint64_t deadline_ns;  // of one wait
-  Failure* failure;           // pinned host memory
-  std::byte* base[kMaxRanks];
-  std::int64_t low_latency;  // offset of the low-latency region
-  std::int64_t ring;         // offset of the ring
-
-  __device__ Control& control(int peer) const { return *reinterpret_cast<Control*>(base[peer]); }
-  __device__ Control& control() const { return control(rank); }
-};
 
 __device__ inline std::uint64_t load_acquire(const std::uint64_t* from) {
   std::uint64_t value;
@@ -197,8 +184,8 @@ __device__ inline bool wait_for_epoch(const World& world, const Operation& op, i
 }
 
 // --- beginning -----------------------------------------------------------------------------------------------------
-// The epoch comes from the lane's ticket: each launch adds exactly 65536 to it, 1 for each block and the rest for block 0,
-// so every block reads the same ticket >> 16 whatever the order in which blocks start. It is the only place where an
+// The epoch comes from the lane's ticket: each launch adds exactly 65536 to it, 1 for each block and the rest for block
+// 0, so every block reads the same ticket >> 16 whatever the order in which blocks start. It is the only place where an
 // epoch is made, and it is on the device: a captured graph goes on counting.
 
 constexpr unsigned kTicketBits = 16;
@@ -208,36 +195,54 @@ __device__ inline std::uint64_t take_epoch(unsigned long long* ticket) {
   return (atomicAdd(ticket, blockIdx.x == 0 ? rest : 1ull) >> kTicketBits) + 1;
 }
 
-// By one whole warp of every block, once: takes the epoch. Block 0 acknowledges what earlier operations consumed and says
-// which operation this is. Returns when every peer has done with what the half held before, so it may be written.
-// `consumes`: this launch will read the half to its end, so that the next one can acknowledge it.
-__device__ inline Operation begin(const World& world, Phase phase, Lane lane, std::uint32_t signature, bool consumes) {
-  const int lane_id = threadIdx.x % kWarp;
-  Control& own = world.control();
+// By one whole warp: the operation that this launch is.
+__device__ inline Operation take_turn(const World& world, Phase phase, Lane lane, std::uint32_t signature) {
   std::uint64_t epoch = 0;
-  if (lane_id == 0) epoch = take_epoch(&own.tickets[lane]);
-  epoch = __shfl_sync(kAll, epoch, 0);
-  const Operation op{phase, lane, epoch, signature};
-  const int half = op.half();
-  if (blockIdx.x == 0) {
-    const int halves = lane == kLowLatency ? 2 : 1;
-    for (int peer = lane_id; peer < world.ranks; peer += kWarp) {
-      Control& theirs = world.control(peer);
-      for (int other = 0; other < halves; ++other) {
-        store_release(&theirs.ack[lane][other][world.rank], own.consumed[lane][other]);
-      }
-      store_relaxed(&theirs.call[lane][op.parity()][world.rank], tagged(signature, epoch));
-    }
-    __syncwarp();
-    if (consumes && lane_id == 0) own.consumed[lane][half] = epoch;
-  }
-  const std::uint64_t distance = lane == kLowLatency ? 2 : 1;
-  const std::uint64_t before = epoch > distance ? epoch - distance : 0;
-  for (int peer = lane_id; peer < world.ranks; peer += kWarp) {
+  if (threadIdx.x % kWarp == 0) epoch = take_epoch(&world.control().tickets[lane]);
+  return {phase, lane, __shfl_sync(kAll, epoch, 0), signature};
+}
+
+// By one whole warp: returns when every peer has done with what the half held before, so it may be written.
+__device__ inline void wait_for_turn(const World& world, const Operation& op) {
+  const std::uint64_t distance = op.lane == kLowLatency ? 2 : 1;
+  const std::uint64_t before = op.epoch > distance ? op.epoch - distance : 0;
+  for (int peer = static_cast<int>(threadIdx.x) % kWarp; peer < world.ranks; peer += kWarp) {
     if (peer == world.rank) continue;
-    wait_until(world, op, peer, &own.ack[lane][half][peer], [&](std::uint64_t value) { return value >= before; });
+    const auto done = [&](std::uint64_t value) { return value >= before; };
+    wait_until(world, op, peer, &world.control().ack[op.lane][op.half()][peer], done);
   }
   __syncwarp();
+}
+
+// By one whole warp of one block, before this launch's `tell_call`: acknowledges what earlier operations consumed; they
+// ended before this launch began. One fence at system scope, then relaxed stores: a release.
+__device__ inline void acknowledge(const World& world, Lane lane) {
+  const int halves = lane == kLowLatency ? 2 : 1;
+  asm volatile("fence.acq_rel.sys;" ::: "memory");
+  for (int peer = static_cast<int>(threadIdx.x) % kWarp; peer < world.ranks; peer += kWarp) {
+    for (int half = 0; half < halves; ++half) {
+      store_relaxed(&world.control(peer).ack[lane][half][world.rank], world.control().consumed[lane][half]);
+    }
+  }
+  __syncwarp();
+}
+
+// By the same warp: tells the peers which operation this is. `consumes`: this launch will read the half to its end, so
+// that the next one can acknowledge it.
+__device__ inline void tell_call(const World& world, const Operation& op, bool consumes) {
+  const int first = static_cast<int>(threadIdx.x) % kWarp;
+  for (int peer = first; peer < world.ranks; peer += kWarp) {
+    store_relaxed(&world.control(peer).call[op.lane][op.parity()][world.rank], tagged(op.signature, op.epoch));
+  }
+  if (consumes && first == 0) world.control().consumed[op.lane][op.half()] = op.epoch;
+}
+
+// All of it, by one whole warp of every block, where the time of a fence does not matter.
+__device__ inline Operation begin(const World& world, Phase phase, Lane lane, std::uint32_t signature, bool consumes) {
+  if (blockIdx.x == 0) acknowledge(world, lane);
+  const Operation op = take_turn(world, phase, lane, signature);
+  if (blockIdx.x == 0) tell_call(world, op, consumes);
+  wait_for_turn(world, op);
   return op;
 }
 

@@ -2,12 +2,12 @@
 //
 // A segment is [Control | low-latency region, rdma_bytes | high-throughput ring, nvl_bytes], one cudaMalloc; every rank
 // maps all of them and writes into its peers' (push). A region is [words | payload]. Words are 64 bits, have one writer
-// each, and carry the epoch of their operation in the low 32 bits, so a word that an earlier operation left there, under
-// whatever sizes, never passes for a new one; payload never lies where words lie. Nothing needs to be cleared.
+// each, and carry the epoch of their operation in the low 32 bits, so a word that an earlier operation left there,
+// under whatever sizes, never passes for a new one; payload never lies where words lie. Nothing needs to be cleared.
 //
 // Epochs count the operations of a lane (low latency, high throughput, high throughput's notify), on the device: see
-// `begin` in device.cuh. Operation e of the low-latency lane uses half e % 2 of its region; the ring has one half. A rank
-// writes epoch e into a half only after every peer has acknowledged the epoch that was there before.
+// `begin` in device.cuh. Operation e of the low-latency lane uses half e % 2 of its region; the ring has one half. A
+// rank writes epoch e into a half only after every peer has acknowledged the epoch that was there before.
 //
 // Next to read: device.cuh, then low_latency_dispatch.cu.
 #pragma once
@@ -27,10 +27,10 @@ constexpr int kMaxRanks = 64;
 constexpr int kMaxTopk = 32;
 constexpr int kMaxExperts = 1024;
 constexpr int kMaxHidden = 16384;
-constexpr int kScaleBlock = 128;    // columns that share one fp8 scale
-constexpr int kPackBits = 20;       // of a row's position among an expert's rows of one source
+constexpr int kScaleBlock = 128;  // columns that share one fp8 scale
+constexpr int kPackBits = 20;     // of a row's position among an expert's rows of one source
 constexpr int kMostTokens = 1 << kPackBits;
-constexpr int kMostChunks = 16;     // pieces of a row that have flags of their own
+constexpr int kMostChunks = 16;  // pieces of a row that have flags of their own
 constexpr std::size_t kPage = 4096;
 constexpr std::int64_t kWordShare = 16;  // one part in so many of a region is for words
 
@@ -46,9 +46,9 @@ EP_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t 
 
 // Fixed places at the start of a segment. [peer]: written by that peer, in this rank's segment.
 struct Control {
-  std::uint64_t call[kLanes][2][kMaxRanks];  // [epoch % 2], signature << 32 | epoch: the operation that it is in
-  std::uint64_t ack[kLanes][2][kMaxRanks];   // the last epoch of this half that it has done with
-  std::uint64_t counts[2][kMaxRanks][kMaxRanks];           // notify: [source][destination] rows << 32 | epoch
+  std::uint64_t call[kLanes][2][kMaxRanks];       // [epoch % 2], signature << 32 | epoch: the operation that it is in
+  std::uint64_t ack[kLanes][2][kMaxRanks];        // the last epoch of this half that it has done with
+  std::uint64_t counts[2][kMaxRanks][kMaxRanks];  // notify: [source][destination] rows << 32 | epoch
   std::uint64_t expert_counts[2][kMaxRanks][kMaxExperts];  // notify: [source][local expert] rows << 32 | epoch
   std::uint64_t rooms[2][kMaxRanks];                       // notify: rows that it has space for, 0 any << 32 | epoch
 
@@ -109,13 +109,13 @@ struct LowLatencyLayout {
   std::int64_t flags;       // [source][token][chunk]: epoch, the row's chunk is there
   std::int64_t word_bytes;  // wanted for one half
   // Of the region.
-  std::int64_t word_stride;    // from half to half
-  std::int64_t payload;        // of half 0
-  std::int64_t stage_bytes;    // of one staged dispatch row
-  std::int64_t half_bytes;     // wanted for one half's payload
+  std::int64_t word_stride;  // from half to half
+  std::int64_t payload;      // of half 0
+  std::int64_t stage_bytes;  // of one staged dispatch row
+  std::int64_t half_bytes;   // wanted for one half's payload
   std::int64_t payload_stride;
-  std::int64_t rows;           // zero copy: bf16 [local, slots, hidden]
-  std::int64_t row_bytes;      // wanted for them
+  std::int64_t rows;       // zero copy: bf16 [local, slots, hidden]
+  std::int64_t row_bytes;  // wanted for them
 
   EP_HOST_DEVICE LowLatencyLayout(const LowLatencySizes& sizes, int ranks, std::int64_t region_bytes) {
     const std::int64_t tokens = sizes.max_tokens;
@@ -133,9 +133,8 @@ struct LowLatencyLayout {
     const std::int64_t dispatch = all * stage_bytes;
     const std::int64_t exact = tokens * kMaxTopk * row;
     const std::int64_t reduced = all * row;
-    half_bytes = align_up(dispatch > exact ? (dispatch > reduced ? dispatch : reduced)
-                                           : (exact > reduced ? exact : reduced),
-                          kPage);
+    half_bytes = align_up(
+        dispatch > exact ? (dispatch > reduced ? dispatch : reduced) : (exact > reduced ? exact : reduced), kPage);
     payload_stride = half_bytes;
     rows = payload + 2 * payload_stride;
     row_bytes = align_up(static_cast<std::int64_t>(sizes.experts) * tokens * row, kPage);
