@@ -49,7 +49,10 @@ __device__ inline bool enter(const World& world, Phase phase, std::uint32_t sign
     if (blockIdx.x == 0) check_alike(world, op);
     if (lane == 0) shared.op = op;
   }
-  return __syncthreads_or(is_broken(world)) == 0;
+  const bool good = __syncthreads_or(is_broken(world)) == 0;
+  // Bulk stores into the ring come after the peers' acknowledgements.
+  proxy_fence();
+  return good;
 }
 
 // --- the ring ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@
 // lane ld.acquire.sys for its peers, a warp barrier, fence.proxy.async by all (what follows are bulk loads, in the
 // async proxy), then bulk loads and ordinary loads of the weights. Credit of a place: when all loads of the token are
 // complete, after a warp barrier, st.release.sys; acquired by the sender with ld.acquire.sys and fence.proxy.async
-// before its bulk stores. Nothing has gpu scope: blocks of a rank share nothing but `broken`, a hint.
+// before its bulk stores; so are the peers' acknowledgements in `enter`. Nothing has gpu scope: blocks of a rank share
+// nothing but `broken`, a hint.
 #include "high_throughput.cuh"
 
 namespace ep_core::cuda {
@@ -75,7 +76,7 @@ __device__ void send(const World& world, const HtCombine& in, const PlaceLayout&
   for (;;) {
     const Turn turn = next_row(ring, op, rows, [&] { pending.finish(); });
     if (turn.peer < 0) break;
-    proxy_fence();
+    if (turn.row >= ring.places) proxy_fence();
     const std::int64_t row = for_peer(begin, turn.peer) + turn.row;
     RowMove move(in.x + row * in.row_bytes, in.row_bytes);
     move.start(pipe);

@@ -17,7 +17,8 @@
 // warp barrier with the lanes that stored the rest: st.release.sys, since the reader is on another GPU. Reader:
 // ld.acquire.sys by one lane, a warp barrier, fence.proxy.async by all (what follows are bulk loads, in the async
 // proxy), then bulk loads and ordinary loads. Credit of a place: when all loads of the row are complete, after a warp
-// barrier, st.release.sys; acquired by the sender with ld.acquire.sys and fence.proxy.async before its bulk stores.
+// barrier, st.release.sys; acquired by the sender with ld.acquire.sys and fence.proxy.async before its bulk stores;
+// so are the peers' acknowledgements in `enter`.
 // Nothing has gpu scope: blocks of a rank share nothing but `broken`, a hint.
 #include "high_throughput.cuh"
 
@@ -138,7 +139,7 @@ __device__ void send(const World& world, const HtDispatch& in, const PlaceLayout
       if (!__all_sync(kAll, ready)) break;
     }
     __syncwarp();
-    proxy_fence();
+    if (credit[0] != nullptr || credit[1] != nullptr) proxy_fence();
 
     for (std::uint64_t rest = destinations; rest != 0; rest &= rest - 1) {
       const int rank = __ffsll(static_cast<long long>(rest)) - 1;

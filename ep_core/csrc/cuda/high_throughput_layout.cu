@@ -31,14 +31,20 @@ __device__ std::uint64_t count_token(const World& world, const HtLayout& in, int
   const int local = in.experts / world.ranks;
   const std::int64_t* row = in.topk + static_cast<std::int64_t>(token) * in.topk_count;
   std::uint64_t mask = 0;
-#pragma unroll 8
-  for (int k = 0; k < in.topk_count; ++k) {
-    const std::int64_t expert = row[k];
-    if (expert < -1 || expert >= in.experts) {
-      fail_wrong_value(world, Phase::dispatch, expert, static_cast<std::int64_t>(token) * in.topk_count + k);
-    } else if (expert >= 0) {
-      atomicAdd(&per_expert[expert], 1);
-      mask |= 1ull << (static_cast<int>(expert) / local);
+  constexpr int kAtOnce = 8;
+  for (int first = 0; first < in.topk_count; first += kAtOnce) {
+    std::int64_t experts[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) experts[i] = first + i < in.topk_count ? row[first + i] : -1;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const std::int64_t expert = experts[i];
+      if (expert < -1 || expert >= in.experts) {
+        fail_wrong_value(world, Phase::dispatch, expert, static_cast<std::int64_t>(token) * in.topk_count + first + i);
+      } else if (expert >= 0) {
+        atomicAdd(&per_expert[expert], 1);
+        mask |= 1ull << (static_cast<int>(expert) / local);
+      }
     }
   }
   return mask;
