@@ -87,13 +87,14 @@ def selections(world: list[Inputs], expert: int) -> list[list[tuple[int, int]]]:
     return [[(t, k) for t, k in (rank.topk_idx == expert).nonzero().tolist()] for rank in world]
 
 
-def expert_output(problem: Problem, expert: int) -> torch.Tensor:
-    """Some output rows for every slot of an expert: a hash of expert, slot and column, of magnitude 0.5 to 8."""
-    bits = torch.arange(problem.slots * problem.hidden, dtype=torch.int32)
+def expert_output(problem: Problem, expert: int, slots: range | None = None) -> torch.Tensor:
+    """Some output rows for slots of an expert, by default all: a hash of expert, slot and column, from 0.5 to 8."""
+    slots = range(problem.slots) if slots is None else slots
+    bits = torch.arange(slots.start * problem.hidden, slots.stop * problem.hidden, dtype=torch.int32)
     bits.add_((problem.seed * 7919 + expert + 1) * 40503 % 2**31).mul_(-1640531535)
     bits.bitwise_xor_(bits >> 15).mul_(739982445).bitwise_xor_(bits >> 12)
     exponent_and_below = bits.bitwise_and_(0x81FF).add_(0x3F00)
-    return exponent_and_below.to(torch.int16).view(torch.bfloat16).view(problem.slots, problem.hidden)
+    return exponent_and_below.to(torch.int16).view(torch.bfloat16).view(len(slots), problem.hidden)
 
 
 def returned_rows(problem: Problem, world: list[Inputs], rank: int) -> torch.Tensor:
@@ -102,11 +103,10 @@ def returned_rows(problem: Problem, world: list[Inputs], rank: int) -> torch.Ten
     rows = torch.zeros((*mine.topk_idx.shape, problem.hidden))
     for expert in mine.topk_idx[mine.topk_idx >= 0].unique().tolist():
         by_source = selections(world, expert)
-        slot = sum(len(found) for found in by_source[:rank])
-        output = expert_output(problem, expert)
-        for t, k in by_source[rank]:
-            rows[t, k] = output[slot].float()
-            slot += 1
+        first = sum(len(found) for found in by_source[:rank])
+        output = expert_output(problem, expert, range(first, first + len(by_source[rank])))
+        for (t, k), row in zip(by_source[rank], output, strict=True):
+            rows[t, k] = row.float()
     return rows
 
 
