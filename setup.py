@@ -1,6 +1,7 @@
-"""Builds the extensions `ep_core._host` and, where nvcc is found, `ep_core._cuda`; other metadata is in pyproject.toml.
+"""Builds the extensions of `ep_core` with CMake; all other metadata is in pyproject.toml.
 
-`EP_CORE_CMAKE_ARGS` adds arguments to the configure step (for example `-DEP_CORE_SANITIZE=address`).
+`EP_CORE_CMAKE_ARGS` adds arguments to the configure step (for example `-DEP_CORE_SANITIZE=address`). `EP_CORE_MSCCLPP`
+names a folder with MSCCL++'s `include/` and `lib/`, where the Python package mscclpp is not installed.
 """
 
 import os
@@ -15,7 +16,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-HOST = "ep_core._host"
 
 
 def tool(name: str) -> str:
@@ -28,13 +28,11 @@ def tool(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """Lets CMake build the extensions, all at once, into the place where setuptools expects them."""
+    """Lets CMake build all extensions at once, into the place where setuptools expects them."""
 
-    def build_extension(self, ext: Extension) -> None:
-        """Configure and build everything when it is the host engine's turn; the others come with it, or not at all."""
-        if ext.name != HOST:
-            return
-        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+    def build_extensions(self) -> None:
+        """Configure and build; an optional extension is built where CMake finds what it needs."""
+        output = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve().parent
         work = Path(self.build_temp).resolve() / f"cmake-{sysconfig.get_config_var('SOABI')}"
         work.mkdir(parents=True, exist_ok=True)
         cmake = tool("cmake")
@@ -51,8 +49,19 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(work)], check=True)
 
+    def copy_extensions_to_source(self) -> None:
+        """Put what was built beside the sources; what an earlier build left of an optional extension goes."""
+        for extension in self.extensions:
+            if extension.optional:
+                (ROOT / self.get_ext_filename(extension.name)).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
 
 setup(
-    ext_modules=[Extension(HOST, sources=[]), Extension("ep_core._cuda", sources=[], optional=True)],
+    ext_modules=[
+        Extension("ep_core._host", sources=[]),
+        Extension("ep_core._cuda", sources=[], optional=True),
+        Extension("ep_core._mscclpp", sources=[], optional=True),
+    ],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -165,6 +165,8 @@ def _device(group: dist.ProcessGroup, wanted: torch.device | str | None) -> torc
     obstacle = cuda.obstacle()
     if obstacle:
         raise ValueError(f"device: {device} cannot be used here: {obstacle} (python -m ep_core says more)")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device: wanted one of the {torch.cuda.device_count()} CUDA devices here, got {device}")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 

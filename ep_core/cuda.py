@@ -75,6 +75,11 @@ def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int
     return _cuda.low_latency_size_hint(max_tokens, hidden, ranks, experts)
 
 
+def high_throughput_least_bytes(row_bytes: int, extra_bytes: int, ranks: int) -> int:
+    """The least `num_nvl_bytes` for rows of so many bytes, and of what travels with each; 0 without the extension."""
+    return 0 if _load_error else _cuda.high_throughput_least_bytes(row_bytes, extra_bytes, ranks)
+
+
 def _address(value: torch.Tensor | None) -> int:
     return 0 if value is None else value.data_ptr()
 
@@ -197,10 +202,13 @@ class CudaEngine:
                 "zero_copy: the rows must be in the buffer that get_next_low_latency_combine_buffer(handle) gave since "
                 "the last low-latency operation"
             )
+        # What a receive hook reads later is the caller's to change by then.
+        topk_idx = given.topk_idx.clone() if defer else given.topk_idx
+        topk_weights = given.topk_weights.clone() if defer else given.topk_weights
         addresses = (
             given.x.data_ptr(),
-            given.topk_idx.data_ptr(),
-            given.topk_weights.data_ptr(),
+            topk_idx.data_ptr(),
+            topk_weights.data_ptr(),
             tokens,
             topk,
             max_tokens,
@@ -215,7 +223,7 @@ class CudaEngine:
         def launch(stream: int, parts: int, ticket: int) -> None:
             self._cuda.ll_combine(stream, parts, self._ll_sms, ticket, *addresses)
 
-        return self._low_latency("low_latency_combine", launch, call, defer, (given, out))
+        return self._low_latency("low_latency_combine", launch, call, defer, (given, topk_idx, topk_weights, out))
 
     def _low_latency(
         self, name: str, launch: Callable[[int, int, int], None], call: Call, defer: bool, keep: object

@@ -118,7 +118,8 @@ def next_name(group: dist.ProcessGroup) -> str:
     return f"ep_core/buffer{_made[group]}"
 
 
-def _store(group: dist.ProcessGroup) -> Store:
+def store_of(group: dist.ProcessGroup) -> Store:
+    """The store of `group`, through which its ranks find each other."""
     if hasattr(group, "get_group_store"):
         return group.get_group_store()
     return dist.distributed_c10d._get_process_group_store(group)
@@ -127,7 +128,7 @@ def _store(group: dist.ProcessGroup) -> Store:
 def forget(group: dist.ProcessGroup, name: str) -> None:
     """Remove this rank's address from the store, once every rank has mapped it."""
     if group.size() > 1:
-        _store(group).delete_key(f"{name}/{group.rank()}")
+        store_of(group).delete_key(f"{name}/{group.rank()}")
 
 
 def exchange(group: dist.ProcessGroup, name: str, address: Address, timeout_s: float) -> list[Address]:
@@ -143,7 +144,7 @@ def exchange(group: dist.ProcessGroup, name: str, address: Address, timeout_s: f
     stop = threading.Event()
 
     def talk() -> None:
-        store = _store(group)
+        store = store_of(group)
         store.set(f"{name}/{rank}", json.dumps(asdict(address)))
         pause = _POLL_S
         while len(found) < ranks and not stop.is_set():
@@ -156,7 +157,7 @@ def exchange(group: dist.ProcessGroup, name: str, address: Address, timeout_s: f
 
     started = time.monotonic()
     try:
-        _within(deadline, talk)
+        within(deadline, talk)
     except (TimeoutError, RuntimeError) as error:
         missing = [peer for peer in range(ranks) if peer not in found]
         why = "" if isinstance(error, TimeoutError) else f"the process group's store failed: {error}"
@@ -166,7 +167,7 @@ def exchange(group: dist.ProcessGroup, name: str, address: Address, timeout_s: f
     return [found[peer] for peer in range(ranks)]
 
 
-def _within(deadline: float, talk: Callable[[], None]) -> None:
+def within(deadline: float, talk: Callable[[], None]) -> None:
     """Run `talk` beside this thread until `deadline` (monotonic seconds), so that a store that hangs holds up nobody.
 
     Raises what `talk` raised, or `TimeoutError`.

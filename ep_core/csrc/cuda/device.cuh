@@ -142,13 +142,14 @@ struct Operation {
   std::uint32_t signature;
 
   __device__ int half() const { return lane == kLowLatency ? static_cast<int>(epoch & 1) : 0; }
+  __device__ int parity() const { return static_cast<int>(epoch & 1); }
 };
 
 __device__ inline void fail_deadline(const World& world, const Operation& op, int peer, std::uint64_t waited_ns) {
   if (!first_to_fail(world)) return;
   bool named = false;
   for (int other = 0; other < world.ranks; ++other) {
-    const bool began = is_of(load_relaxed(&world.control().call[op.lane][op.half()][other]), op.epoch);
+    const bool began = is_of(load_relaxed(&world.control().call[op.lane][op.parity()][other]), op.epoch);
     const bool missing = other != world.rank && !began;
     world.failure->missing[other] = missing;
     named |= missing;
@@ -231,7 +232,7 @@ __device__ inline void acknowledge(const World& world, Lane lane) {
 __device__ inline void tell_call(const World& world, const Operation& op, bool consumes) {
   const int first = static_cast<int>(threadIdx.x) % kWarp;
   for (int peer = first; peer < world.ranks; peer += kWarp) {
-    store_relaxed(&world.control(peer).call[op.lane][op.half()][world.rank], tagged(op.signature, op.epoch));
+    store_relaxed(&world.control(peer).call[op.lane][op.parity()][world.rank], tagged(op.signature, op.epoch));
   }
   if (consumes && first == 0) world.control().consumed[op.lane][op.half()] = op.epoch;
 }
@@ -248,10 +249,13 @@ __device__ inline Operation begin(const World& world, Phase phase, Lane lane, st
 // By one whole warp of block 0: waits for every peer to have begun this operation, and alike.
 __device__ inline void check_alike(const World& world, const Operation& op) {
   for (int peer = threadIdx.x % kWarp; peer < world.ranks; peer += kWarp) {
-    const std::uint64_t* word = &world.control().call[op.lane][op.half()][peer];
+    const std::uint64_t* word = &world.control().call[op.lane][op.parity()][peer];
     if (!wait_for_epoch(world, op, peer, word)) continue;
-    if (value_of(load_relaxed(word)) == op.signature) continue;
+    const std::uint32_t theirs = value_of(load_relaxed(word));
+    if (theirs == op.signature) continue;
     if (!first_to_fail(world)) continue;
+    world.failure->what = theirs;
+    world.failure->where = op.signature;
     world.failure->phase = op.phase;
     world.failure->missing[peer] = 1;
     tell(world, 2);

@@ -5,9 +5,9 @@
 // each, and carry the epoch of their operation in the low 32 bits, so a word that an earlier operation left there,
 // under whatever sizes, never passes for a new one; payload never lies where words lie. Nothing needs to be cleared.
 //
-// Epochs count the operations of a lane (low latency, high throughput), on the device: see `begin` in device.cuh.
-// Operation e of the low-latency lane uses half e % 2 of its region; the ring has one half. A rank writes epoch e into
-// a half only after every peer has acknowledged the epoch that was there before.
+// Epochs count the operations of a lane (low latency, high throughput, high throughput's notify), on the device: see
+// `begin` in device.cuh. Operation e of the low-latency lane uses half e % 2 of its region; the ring has one half. A
+// rank writes epoch e into a half only after every peer has acknowledged the epoch that was there before.
 //
 // Next to read: device.cuh, then low_latency_dispatch.cu.
 #pragma once
@@ -34,7 +34,7 @@ constexpr int kMostChunks = 16;  // pieces of a row that have flags of their own
 constexpr std::size_t kPage = 4096;
 constexpr std::int64_t kWordShare = 16;  // one part in so many of a region is for words
 
-enum Lane : int { kLowLatency = 0, kHighThroughput = 1, kLanes = 2 };
+enum Lane : int { kLowLatency = 0, kHighThroughput = 1, kNotify = 2, kLanes = 3 };
 enum class Phase : std::uint32_t { dispatch = 1, combine = 2 };
 
 EP_HOST_DEVICE constexpr std::int64_t align_up(std::int64_t value, std::int64_t unit) {
@@ -46,25 +46,26 @@ EP_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t 
 
 // Fixed places at the start of a segment. [peer]: written by that peer, in this rank's segment.
 struct Control {
-  std::uint64_t call[kLanes][2][kMaxRanks];       // signature << 32 | epoch: the operation of this half that it is in
+  std::uint64_t call[kLanes][2][kMaxRanks];       // [epoch % 2], signature << 32 | epoch: the operation that it is in
   std::uint64_t ack[kLanes][2][kMaxRanks];        // the last epoch of this half that it has done with
   std::uint64_t counts[2][kMaxRanks][kMaxRanks];  // notify: [source][destination] rows << 32 | epoch
   std::uint64_t expert_counts[2][kMaxRanks][kMaxExperts];  // notify: [source][local expert] rows << 32 | epoch
+  std::uint64_t rooms[2][kMaxRanks];                       // notify: rows that it has space for, 0 any << 32 | epoch
 
   // The rank's own; no peer reads or writes them.
-  unsigned long long tickets[kLanes + 1];  // see `begin`; the last is notify's
-  std::uint64_t consumed[kLanes][2];       // to be acknowledged by the next operation
-  std::uint32_t broken;                    // a wait has failed: nobody waits any more
+  unsigned long long tickets[kLanes];  // see `begin`
+  std::uint64_t consumed[kLanes][2];   // to be acknowledged by the next operation
+  std::uint32_t broken;                // a wait has failed: nobody waits any more
 };
 
 // What a kernel tells the host, in pinned host memory. `code` is written last, with release at system scope.
 struct Failure {
-  std::uint32_t code;  // 0 none, 1 a deadline passed, 2 ranks did not call alike, 3 a wrong value in a tensor
+  std::uint32_t code;  // 0 none, 1 a deadline passed, 2 ranks did not call alike, 3 a wrong expert, from 4 on `Wrong`
   Phase phase;
   std::uint64_t missing[kMaxRanks];  // not 0: awaited
   std::uint64_t waited_ns;
-  std::int64_t what;   // code 3: the expert
-  std::int64_t where;  // code 3: flat index into topk_idx, or -1: selected too often
+  std::int64_t what;   // code 2: the awaited rank's signature; 3: the expert
+  std::int64_t where;  // code 2: this rank's signature; 3: flat index into topk_idx, or -1: selected too often
 };
 
 // How many rows go where; notify's answer in pinned host memory. `epoch` is written last, with release.

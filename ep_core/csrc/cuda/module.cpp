@@ -3,19 +3,21 @@
 #include <cuda_runtime.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <atomic>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "errors.hpp"
+#include "high_throughput_face.hpp"
 #include "low_latency_face.hpp"
 #include "segment.hpp"
+#include "told.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -48,26 +50,18 @@ std::string obstacle() {
 struct Cuda {
   Segment segment;
   LowLatency low_latency{segment};
+  HighThroughput high_throughput{segment};
 
   Cuda(int rank, int ranks, std::int64_t nvl_bytes, std::int64_t rdma_bytes, double timeout_s, int device)
       : segment(rank, ranks, nvl_bytes, rdma_bytes, timeout_s, device) {}
 };
 
-// Phase, kind (1 a deadline passed, 2 ranks did not call alike, 3 a wrong value), ranks concerned, seconds waited, and
-// for a wrong value the value and its place; nothing when all is well.
-using Told = std::tuple<std::string, int, std::vector<int>, double, std::int64_t, std::int64_t>;
-std::optional<Told> failure(const Cuda& cuda) {
-  const volatile Failure& told = cuda.segment.failure();
-  const auto code = static_cast<int>(told.code);
-  if (code == 0) return std::nullopt;
-  std::atomic_thread_fence(std::memory_order_acquire);
-  std::vector<int> ranks;
-  for (int rank = 0; rank < cuda.segment.world().ranks; ++rank) {
-    if (told.missing[rank] != 0) ranks.push_back(rank);
-  }
-  const Phase phase = const_cast<const Failure&>(told).phase;
-  return Told{phase == Phase::dispatch ? "dispatch" : "combine", code,      ranks,
-              static_cast<double>(told.waited_ns) * 1e-9,        told.what, told.where};
+// See `Told`; nothing when all is well.
+using Failed = std::tuple<std::string, int, std::vector<int>, double, std::string>;
+std::optional<Failed> failure(const Cuda& cuda) {
+  const std::optional<Told> found = told(cuda.segment);
+  if (!found) return std::nullopt;
+  return Failed{found->phase, found->kind, found->ranks, found->waited_s, found->text};
 }
 
 void translate(const std::exception_ptr& pointer, void*) {
@@ -105,6 +99,8 @@ NB_MODULE(_cuda, m) {
   m.def("low_latency_size_hint", [](int max_tokens, int hidden, int ranks, int experts) {
     return LowLatencyLayout::least_bytes({max_tokens, hidden, experts}, ranks);
   });
+
+  m.def("high_throughput_least_bytes", &HighThroughput::least_bytes);
 
   nb::class_<Cuda>(m, "Cuda")
       .def(nb::init<int, int, std::int64_t, std::int64_t, double, int>(), "rank"_a, "ranks"_a, "nvl_bytes"_a,
@@ -155,7 +151,60 @@ NB_MODULE(_cuda, m) {
                  call, {rows, at<const std::int64_t>(topk), at<const float>(weights), local_reduce},
                  map_of(map_rows, map_weights, map_sent), at<void>(out), multiprocessors, stream_of(stream));
            })
-      .def("ll_combine_rows", [](const Cuda& cuda, int max_tokens, int hidden, int experts) {
-        return reinterpret_cast<std::uintptr_t>(cuda.low_latency.rows({max_tokens, hidden, experts}));
+      .def("ll_combine_rows",
+           [](const Cuda& cuda, int max_tokens, int hidden, int experts) {
+             return reinterpret_cast<std::uintptr_t>(cuda.low_latency.rows({max_tokens, hidden, experts}));
+           })
+      .def("dispatch_layout",
+           [](const Cuda& cuda, std::uintptr_t stream, std::uintptr_t topk, int tokens, int topk_count, int experts,
+              std::uintptr_t per_rank, std::uintptr_t per_expert, std::uintptr_t in_rank) {
+             cuda.high_throughput.layout({at<const std::int64_t>(topk), tokens, topk_count, experts,
+                                          at<std::int32_t>(per_rank), at<std::int32_t>(per_expert), at<bool>(in_rank)},
+                                         stream_of(stream));
+           })
+      .def("ht_notify",
+           [](Cuda& cuda, std::uintptr_t stream, int tokens, int experts, std::uintptr_t per_rank,
+              std::uintptr_t per_expert, std::uintptr_t in_rank, std::int64_t room, std::uintptr_t rank_prefix,
+              std::uintptr_t send_head, bool host_wanted) {
+             cuda.high_throughput.notify(
+                 {tokens, experts, at<const std::int32_t>(per_rank), at<const std::int32_t>(per_expert),
+                  at<const bool>(in_rank), room, at<std::int32_t>(rank_prefix), at<std::int32_t>(send_head), nullptr},
+                 host_wanted, stream_of(stream));
+           })
+      .def(
+          "ht_counts", [](const Cuda& cuda, double timeout_s) { return cuda.high_throughput.counts(timeout_s); },
+          nb::call_guard<nb::gil_scoped_release>())
+      .def("ht_dispatch",
+           [](const Cuda& cuda, std::uintptr_t stream, int multiprocessors, std::uintptr_t x, int row_bytes,
+              std::uintptr_t scales, int scales_per_row, std::uintptr_t topk, std::uintptr_t weights, int topk_count,
+              int tokens, int experts, std::uintptr_t in_rank, std::uintptr_t send_head, std::uintptr_t rank_prefix,
+              std::int64_t room, std::uintptr_t out_x, std::uintptr_t out_scales, std::uintptr_t out_topk,
+              std::uintptr_t out_weights, std::uintptr_t out_src_idx) {
+             cuda.high_throughput.dispatch(
+                 {at<const std::byte>(x), row_bytes, at<const float>(scales), scales_per_row,
+                  at<const std::int64_t>(topk), at<const float>(weights), topk_count, tokens, experts,
+                  at<const bool>(in_rank), at<const std::int32_t>(send_head), at<const std::int32_t>(rank_prefix), room,
+                  at<std::byte>(out_x), at<float>(out_scales), at<std::int64_t>(out_topk), at<float>(out_weights),
+                  at<std::int32_t>(out_src_idx)},
+                 multiprocessors, stream_of(stream));
+           })
+      .def("ht_combine", [](const Cuda& cuda, std::uintptr_t stream, int multiprocessors, std::uintptr_t x, bool is_f32,
+                            int columns, std::uintptr_t weights, int topk_count, std::uintptr_t in_rank,
+                            std::uintptr_t send_head, std::uintptr_t rank_prefix, int tokens, std::uintptr_t bias_0,
+                            std::uintptr_t bias_1, std::uintptr_t out, std::uintptr_t out_weights) {
+        cuda.high_throughput.combine({at<const std::byte>(x),
+                                      is_f32,
+                                      columns * (is_f32 ? 4 : 2),
+                                      0,
+                                      at<const float>(weights),
+                                      topk_count,
+                                      at<const bool>(in_rank),
+                                      at<const std::int32_t>(send_head),
+                                      at<const std::int32_t>(rank_prefix),
+                                      tokens,
+                                      {at<const std::byte>(bias_0), at<const std::byte>(bias_1)},
+                                      at<std::byte>(out),
+                                      at<float>(out_weights)},
+                                     multiprocessors, stream_of(stream));
       });
 }

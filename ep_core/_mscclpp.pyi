@@ -1,0 +1,24 @@
+"""The extension that is built where MSCCL++ is found: see ep_core/csrc/mscclpp/module.cpp. Addresses are integers."""
+
+from collections.abc import Callable
+
+VERSION: str
+
+class DescriptorServer:
+    def __init__(self, timeout_s: int) -> None: ...
+    def stop(self) -> None: ...
+
+class Transport:
+    def __init__(
+        self,
+        rank: int,
+        ranks: int,
+        base: int,
+        size: int,
+        device: int,
+        server: DescriptorServer,
+        send: Callable[[bytes, int, int], None],
+        receive: Callable[[int, int], bytes],
+    ) -> None: ...
+    def addresses(self) -> list[int]: ...
+    def close(self) -> None: ...
