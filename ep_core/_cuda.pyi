@@ -9,6 +9,7 @@ COMPILER: str
 MAX_RANKS: int
 MAX_TOPK: int
 MAX_EXPERTS: int
+MAX_HIDDEN: int
 
 def obstacle() -> str: ...
 def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int) -> int: ...
@@ -25,7 +26,9 @@ class Cuda:
     def connect_ipc(self, handles: list[bytes]) -> None: ...
     def connect_pointers(self, bases: list[int]) -> None: ...
     def destroy(self) -> None: ...  # waits for the device
-    def failure(self) -> tuple[str, int, list[int], float, str] | None: ...
+    # Phase, kind (1 a deadline passed, 2 ranks did not call alike, 3 a wrong value), ranks, seconds waited; of a wrong
+    # value the expert and its flat index in topk_idx, -1 for one that is selected too often.
+    def failure(self) -> tuple[str, int, list[int], float, int, int] | None: ...
     def check_low_latency_fits(self, max_tokens: int, hidden: int, experts: int) -> None: ...
     def dispatch_layout(
         self,
@@ -64,7 +67,7 @@ class Cuda:
         stats: int,
         map_rows: int,
         map_weights: int,
-        map_ranks: int,
+        map_sent: int,
         /,
     ) -> None: ...
     def ll_combine(
@@ -85,7 +88,7 @@ class Cuda:
         zero_copy: bool,
         map_rows: int,
         map_weights: int,
-        map_ranks: int,
+        map_sent: int,
         out: int,
         /,
     ) -> None: ...

@@ -40,10 +40,9 @@ if importlib.util.find_spec("ep_core._cuda") is not None:
     else:
         _load_error = ""
 
-_MOST_HIDDEN = 16384
 _HIDDEN_STEP = 128
 _SEND, _RECEIVE, _BOTH = 1, 2, 3
-_TIMED_OUT = 1
+_TIMED_OUT, _UNLIKE = 1, 2
 _LL_SMS = "EP_LL_SMS"
 _KERNEL_FIRST_S = 10.0  # the kernel knows whom it waits for, so its deadline should pass before the host's
 
@@ -70,8 +69,10 @@ def obstacle() -> str:
 
 
 def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int) -> int:
-    """The least `num_rdma_bytes` for low-latency operations of these sizes, bytes; 0 without the extension."""
-    return 0 if _load_error else _cuda.low_latency_size_hint(max_tokens, hidden, ranks, experts)
+    """The least `num_rdma_bytes` for low-latency operations of these sizes, bytes; 0 where there can be none."""
+    if _load_error or experts > _cuda.MAX_EXPERTS or hidden > _cuda.MAX_HIDDEN or hidden % _HIDDEN_STEP:
+        return 0
+    return _cuda.low_latency_size_hint(max_tokens, hidden, ranks, experts)
 
 
 def _address(value: torch.Tensor | None) -> int:
@@ -98,7 +99,7 @@ class CudaEngine:
         self.max_experts = _cuda.MAX_EXPERTS
         self._rank, self._ranks = group.rank(), group.size()
         self._timeout_s = timeout_s
-        self._ll_sms = _sms_wanted(os.environ.get(_LL_SMS, ""))
+        self._ll_sms = sms_wanted(os.environ.get(_LL_SMS, ""))
         self._streams = Streams(device)
         self._open = OpenOperations()
         self._sizes: set[tuple[int, int, int]] = set()
@@ -120,11 +121,11 @@ class CudaEngine:
         failure = self._cuda.failure()
         if failure is None:
             return
-        phase, kind, missing, waited_s, text = failure
+        phase, kind, ranks, waited_s, expert, where = failure
         if kind == _TIMED_OUT:
-            exited = [peer for peer in missing if rendezvous.has_exited(self._peers.pids[peer])]
-            raise EPTimeoutError(phase, self._rank, missing, waited_s, exited, why=text)
-        raise ValueError(text)
+            exited = [peer for peer in ranks if rendezvous.has_exited(self._peers.pids[peer])]
+            raise EPTimeoutError(phase, self._rank, ranks, waited_s, exited)
+        raise ValueError(wrong(phase, kind, ranks, expert, where))
 
     def call(self, previous_event: EventOverlap | None, async_finish: bool) -> Call:
         """See `ep_core.engine.Engine`."""
@@ -135,9 +136,9 @@ class CudaEngine:
         sizes = (max_tokens, hidden, experts)
         if sizes in self._sizes:
             return
-        if hidden % _HIDDEN_STEP or hidden > _MOST_HIDDEN:
+        if hidden % _HIDDEN_STEP or hidden > _cuda.MAX_HIDDEN:
             raise ValueError(
-                f"hidden: wanted a multiple of {_HIDDEN_STEP} up to {_MOST_HIDDEN} for low latency on CUDA, "
+                f"hidden: wanted a multiple of {_HIDDEN_STEP} up to {_cuda.MAX_HIDDEN} for low latency on CUDA, "
                 f"got {hidden}"
             )
         self._cuda.check_low_latency_fits(*sizes)
@@ -401,10 +402,21 @@ def _addresses(map: LowLatencyMap | None) -> tuple[int, int, int]:
     return map.rows.data_ptr(), _address(map.weights), map.sent.data_ptr()
 
 
-def _sms_wanted(text: str) -> int:
+def wrong(phase: str, kind: int, ranks: list[int], expert: int, where: int) -> str:
+    """What a kernel found to be wrong, other than that somebody is late, and that it is the buffer's end."""
+    end = "the buffer cannot be used any more"
+    if kind == _UNLIKE:
+        others = ", ".join(map(str, ranks))
+        return f"{phase}: rank {others} called with other sizes, types or options; all ranks must call alike; {end}"
+    if where < 0:
+        return f"topk_idx: {phase} found expert {expert} selected more often than its receive buffer holds; {end}"
+    return f"topk_idx.flatten()[{where}]: {phase} wanted -1 or an expert that there is, got {expert}; {end}"
+
+
+def sms_wanted(text: str) -> int:
     """What EP_LL_SMS says; 0 when it says nothing."""
     if not text:
         return 0
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise ValueError(f"{_LL_SMS}: wanted a number of processors from 1 on, got {text!r}")
     return int(text)

@@ -32,6 +32,10 @@ def _address(value: torch.Tensor | None) -> int:
     return 0 if value is None else value.data_ptr()
 
 
+def _addresses(map: LowLatencyMap | None) -> tuple[int, int]:
+    return (0, 0) if map is None else (map.rows.data_ptr(), _address(map.weights))
+
+
 class HostEngine:
     """Implements `ep_core.engine.Engine`. Constructing it is collective over `group`.
 
@@ -82,25 +86,27 @@ class HostEngine:
         """See `ep_core.engine.Engine`: for `exact` the handle says where rows are."""
         if combine == "exact":
             return None
-        raise ValueError("topk_weights: wanted None, the host engine does not send them")
+        shape = (self._ranks, max_tokens, topk)
+        return LowLatencyMap(torch.empty(shape, dtype=torch.int32), torch.empty(shape), None)
 
     def low_latency_dispatch(
         self, given: LowLatencyIn, out: LowLatencyOut, map: LowLatencyMap | None, call: Call, *, defer: bool
     ) -> Hook | None:
         """See `ep_core.engine.Engine`."""
-        if given.ue8m0:
-            raise ValueError("use_ue8m0: wanted False, the host engine writes float32 scales")
         tokens, topk = given.topk_idx.shape
         sends = (
             given.x.data_ptr(),
             given.topk_idx.data_ptr(),
+            _address(given.topk_weights),
             tokens,
             topk,
             given.max_tokens,
             given.x.shape[1],
             given.experts,
+            given.topk_weights is not None,
             out.scales is not None,
             given.round_scale,
+            given.ue8m0,
         )
         into = (
             out.x.data_ptr(),
@@ -109,13 +115,14 @@ class HostEngine:
             out.layout_range.data_ptr(),
             out.count.data_ptr(),
             _address(out.stats),
+            *_addresses(map),
         )
         if not defer:
             self._host.ll_dispatch(*sends, *into)
             return None
         epoch = self._host.ll_dispatch_send(*sends)
 
-        def receive(_keep: LowLatencyOut = out) -> None:
+        def receive(_keep: object = (out, map)) -> None:
             self._host.ll_dispatch_receive(epoch, *into)
 
         return receive
@@ -136,6 +143,7 @@ class HostEngine:
             hidden,
             experts,
             given.zero_copy,
+            *_addresses(given.handle.map),
         )
         if not defer:
             self._host.ll_combine(*sends, out.data_ptr())

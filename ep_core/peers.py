@@ -90,8 +90,8 @@ def map_peers(
         _check_reachable(rank, address.gpu, device)
     mapping = None
     if chosen == "mscclpp":
-        bases, mapping = _mscclpp().map_peers(group, cuda.base, cuda.size, device.index, timeout_s)
-        cuda.connect_pointers(bases)
+        mapping = _mscclpp().map_peers(group, cuda.base, cuda.size, device.index, timeout_s)
+        cuda.connect_pointers(mapping.addresses)
     else:
         cuda.connect_ipc([bytes.fromhex(address.ipc_handle) for address in found])
     # Nobody may write into, or free, what a peer is still mapping.

@@ -122,3 +122,26 @@ def test_a_process_that_has_ended_is_known_to_have() -> None:
     child.communicate()
     assert rendezvous.has_exited(child.pid)
     assert not rendezvous.has_exited(None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expert", "where", "sentence"),
+    [
+        (2, 0, 0, "dispatch: rank 1, 3 called with other sizes, types or options; all ranks must call alike; "),
+        (3, 99, 5, "topk_idx.flatten()[5]: dispatch wanted -1 or an expert that there is, got 99; "),
+        (3, 7, -1, "topk_idx: dispatch found expert 7 selected more often than its receive buffer holds; "),
+    ],
+)
+def test_what_a_kernel_found_is_said_in_a_sentence(kind: int, expert: int, where: int, sentence: str) -> None:
+    assert cuda.wrong("dispatch", kind, [1, 3], expert, where) == sentence + "the buffer cannot be used any more"
+
+
+@given(st.one_of(st.integers(-3, 200).map(str), st.text(max_size=4)))
+def test_the_processors_of_low_latency_are_a_count_from_one_on(text: str) -> None:
+    if text == "":
+        assert cuda.sms_wanted(text) == 0
+    elif text.isascii() and text.isdigit() and int(text) > 0:
+        assert cuda.sms_wanted(text) == int(text)
+    else:
+        with pytest.raises(ValueError, match="EP_LL_SMS: wanted a number of processors from 1 on, got "):
+            cuda.sms_wanted(text)

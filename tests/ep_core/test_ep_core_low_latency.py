@@ -7,6 +7,7 @@ from ep_low_latency import (
     BF16,
     FP8,
     ROUNDED,
+    UE8M0,
     Rows,
     back_to_back,
     big_combine,
@@ -25,15 +26,16 @@ from ep_world import Context, RankWorld
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ep_core import Buffer
+from ep_core import Buffer, _host
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("rows", [BF16, FP8], ids=["bf16", "fp8"])
+@pytest.mark.parametrize("rows", [BF16, FP8, UE8M0], ids=["bf16", "fp8", "ue8m0"])
 @pytest.mark.parametrize("mode", ["plain", "outs", "hooks", "zero_copy", "async_finish"])
-def test_every_row_and_every_bit(world: RankWorld, ranks: int, rows: Rows, mode: str) -> None:
+@pytest.mark.parametrize("local_reduce", [False, True], ids=["exact", "local_reduce"])
+def test_every_row_and_every_bit(world: RankWorld, ranks: int, rows: Rows, mode: str, local_reduce: bool) -> None:
     problem = Problem(
-        ranks, max_tokens=24, hidden=256, topk=4, experts=12, tokens=(24, 7, 0, 19)[:ranks], seed=ranks, masked=0.1
+        ranks, max_tokens=24, hidden=512, topk=4, experts=12, tokens=(24, 7, 0, 19)[:ranks], seed=ranks, masked=0.1
     )
     world.run(
         round_trip,
@@ -44,6 +46,7 @@ def test_every_row_and_every_bit(world: RankWorld, ranks: int, rows: Rows, mode:
         zero_copy=mode == "zero_copy",
         given_outs=mode == "outs",
         async_finish=mode == "async_finish",
+        local_reduce=local_reduce,
     )
 
 
@@ -143,8 +146,6 @@ def test_lesser_instruction_sets_give_the_same_bits(isa: str) -> None:
 
 
 def name_of_isa(_: Context) -> str:
-    from ep_core import _host
-
     return _host.ISA
 
 
@@ -173,5 +174,5 @@ def test_sixty_four_ranks() -> None:
 def test_the_size_hint_holds_two_halves_and_not_much_more(tokens: int, hidden: int, ranks: int, local: int) -> None:
     hint = Buffer.get_low_latency_rdma_size_hint(tokens, hidden, ranks, ranks * local)
     rows = 2 * ranks * local * tokens * hidden * 2
-    metadata = 2 * (ranks * local * (tokens * 4 + 8) + tokens * (128 + 2 * hidden + 64) + 4 * 4096)
-    assert rows <= hint <= rows + metadata
+    metadata = 2 * (ranks * local * (tokens * 4 + 8) + tokens * (256 + 2 * hidden + 64) + 4 * 4096)
+    assert rows <= _host.low_latency_size_hint(tokens, hidden, ranks, ranks * local) <= min(hint, rows + metadata)

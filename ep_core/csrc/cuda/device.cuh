@@ -213,29 +213,34 @@ __device__ inline void wait_for_turn(const World& world, const Operation& op) {
   __syncwarp();
 }
 
-// By one whole warp of one block: acknowledges what earlier operations consumed, which ended before this launch began, and
-// says which operation this is. One fence at system scope, then relaxed stores: a release.
-// `consumes`: this launch will read the half to its end, so the next one can acknowledge it.
-__device__ inline void publish(const World& world, const Operation& op, bool consumes) {
-  const int first = static_cast<int>(threadIdx.x) % kWarp;
-  Control& own = world.control();
-  const int halves = op.lane == kLowLatency ? 2 : 1;
+// By one whole warp of one block, before this launch's `tell_call`: acknowledges what earlier operations consumed; they
+// ended before this launch began. One fence at system scope, then relaxed stores: a release.
+__device__ inline void acknowledge(const World& world, Lane lane) {
+  const int halves = lane == kLowLatency ? 2 : 1;
   asm volatile("fence.acq_rel.sys;" ::: "memory");
-  for (int peer = first; peer < world.ranks; peer += kWarp) {
-    Control& theirs = world.control(peer);
+  for (int peer = static_cast<int>(threadIdx.x) % kWarp; peer < world.ranks; peer += kWarp) {
     for (int half = 0; half < halves; ++half) {
-      store_relaxed(&theirs.ack[op.lane][half][world.rank], own.consumed[op.lane][half]);
+      store_relaxed(&world.control(peer).ack[lane][half][world.rank], world.control().consumed[lane][half]);
     }
-    store_relaxed(&theirs.call[op.lane][op.half()][world.rank], tagged(op.signature, op.epoch));
   }
   __syncwarp();
-  if (consumes && first == 0) own.consumed[op.lane][op.half()] = op.epoch;
 }
 
-// All three, by one whole warp of every block, where the time of a fence does not matter.
+// By the same warp: tells the peers which operation this is. `consumes`: this launch will read the half to its end, so
+// that the next one can acknowledge it.
+__device__ inline void tell_call(const World& world, const Operation& op, bool consumes) {
+  const int first = static_cast<int>(threadIdx.x) % kWarp;
+  for (int peer = first; peer < world.ranks; peer += kWarp) {
+    store_relaxed(&world.control(peer).call[op.lane][op.half()][world.rank], tagged(op.signature, op.epoch));
+  }
+  if (consumes && first == 0) world.control().consumed[op.lane][op.half()] = op.epoch;
+}
+
+// All of it, by one whole warp of every block, where the time of a fence does not matter.
 __device__ inline Operation begin(const World& world, Phase phase, Lane lane, std::uint32_t signature, bool consumes) {
+  if (blockIdx.x == 0) acknowledge(world, lane);
   const Operation op = take_turn(world, phase, lane, signature);
-  if (blockIdx.x == 0) publish(world, op, consumes);
+  if (blockIdx.x == 0) tell_call(world, op, consumes);
   wait_for_turn(world, op);
   return op;
 }

@@ -48,19 +48,22 @@ __device__ inline Operation begin_call(const World& world, const LowLatencyCall&
   return op;
 }
 
-// By another warp of one block, beside the work: tells the peers, and whoever comes later on this rank.
-__device__ inline void publish_call(const World& world, const LowLatencyCall& call, const Operation& op) {
+// The warp that tells peers of a launch, beside the work: in the block that is dealt work last.
+__device__ inline bool tells() { return blockIdx.x == gridDim.x - 1 && warp_id() == kWarps - 2; }
+
+// By that warp, before and after the operation is known: what peers, and later launches here, want to know.
+__device__ inline void tell_early(const World& world, const LowLatencyCall& call) {
+  if ((call.parts & kSend) != 0) acknowledge(world, kLowLatency);
+}
+__device__ inline void tell_late(const World& world, const LowLatencyCall& call, const Operation& op) {
   const bool receives = (call.parts & kReceive) != 0;
   if ((call.parts & kSend) != 0) {
-    publish(world, op, receives);
+    tell_call(world, op, receives);
     if (!receives && lane_id() == 0) *call.ticket = op.epoch;
   } else if (lane_id() == 0) {
     world.control().consumed[kLowLatency][op.half()] = op.epoch;
   }
 }
-
-// Whether this warp is the one that publishes: in the block that is dealt work last.
-__device__ inline bool publishes() { return blockIdx.x == gridDim.x - 1 && warp_id() == kWarps - 1; }
 
 // The ranks, one bit each, that lanes name: `rank` of a lane, or -1.
 __device__ inline std::uint64_t ranks_named(int rank) {

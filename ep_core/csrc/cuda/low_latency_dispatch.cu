@@ -2,7 +2,8 @@
 // rank, token and position in top-k.
 //
 // Grid: one block of 16 warps on each multiprocessor that is asked for, all resident. Work is dealt to warps.
-//   1. `count_positions`, `announce`: a token at a time for each warp. Tells every rank the token's selections: expert and
+//   1. `count_positions`, `announce`: a token at a time for each warp. Tells every rank the token's selections: expert
+//   and
 //      position among this source's rows for that expert (8-byte words that carry their epoch, so they need no fence).
 //   2. `push`: a warp a piece of a row. Loads it into shared memory (quantises it), and stores it once for each rank
 //      that has one of the token's experts, into a place of its own there; then its flag.
@@ -106,8 +107,8 @@ __device__ void quantise(const std::byte* raw, std::byte* to, int columns, bool 
 
 // The tokens that a block announces at a time, one for each warp.
 struct OwnTokens {
-  int expert[kWarps][kMaxTopk];
-  int position[kWarps][kMaxTopk];
+  std::uint32_t earlier[kWarps][kMaxTopk];  // [k]: selections by earlier tokens of the expert whose first place is k
+  std::int8_t first[kWarps][kMaxExperts];   // [expert]: its first place in the token's top-k, or -1
 };
 
 // A piece of a row of a source.
@@ -132,41 +133,57 @@ class Dispatch {
         barrier(barrier),
         cells(cells) {}
 
-  // Step 1, by a block: for each token dealt to it (one to each warp at a time), how many earlier selections of this rank
-  // have each expert that the token selects, which is the row's position there. Needs nothing of the operation.
+  // Step 1, by a block: for each token dealt to it (one to each warp at a time), how many selections of earlier tokens
+  // of this rank have each expert that the token selects. Needs nothing of the operation.
   __device__ void count_positions(OwnTokens& own, int first_token) {
+    constexpr int kAhead = 4;
     const int topk = a.call.topk;
     const int stride = static_cast<int>(gridDim.x);
+    const int tokens = min(kWarps, (a.call.tokens - first_token + stride - 1) / stride);
+    const std::int64_t end = static_cast<std::int64_t>(first_token + (tokens - 1) * stride) * topk;
+    std::int64_t ahead[kAhead];
+    const auto load = [&](std::int64_t begin) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const std::int64_t at = begin + i * kThreads + threadIdx.x;
+        ahead[i] = at < end ? a.in.topk[at] : -1;
+      }
+    };
+    load(0);
     const int mine = first_token + warp_id() * stride;
-    own.expert[warp_id()][lane_id()] = checked_expert(mine);
-    own.position[warp_id()][lane_id()] = 0;
+    const int expert = checked_expert(mine);
+    const int words = tokens * kMaxExperts / 4;
+    for (int i = threadIdx.x; i < words; i += kThreads) reinterpret_cast<std::uint32_t*>(own.first)[i] = kAll;
+    own.earlier[warp_id()][lane_id()] = 0;
     __syncthreads();
-    const int last = min(first_token + (kWarps - 1) * stride, a.call.tokens - 1);
-    const std::int64_t end = (static_cast<std::int64_t>(last) + 1) * topk;
-    for (std::int64_t begin = 0; begin < end; begin += kThreads) {
-      const std::int64_t at = begin + threadIdx.x;
-      const int expert = at < end ? static_cast<int>(a.in.topk[at]) : -1;
-      for (int nth = 0; nth < kWarps; ++nth) {
-        const int token = first_token + nth * stride;
-        if (token >= a.call.tokens) break;
-        const std::int64_t before = static_cast<std::int64_t>(token) * topk;
-        for (int k = 0; k < topk; ++k) {
-          const int wanted = own.expert[nth][k];
-          const unsigned same = __ballot_sync(kAll, wanted >= 0 && expert == wanted && at < before + k);
-          if (same != 0 && lane_id() == k) atomicAdd(&own.position[nth][k], __popc(same));
+    const unsigned alike = __match_any_sync(kAll, expert);
+    if (expert >= 0 && __ffs(alike) - 1 == lane_id())
+      own.first[warp_id()][expert] = static_cast<std::int8_t>(lane_id());
+    __syncthreads();
+    for (std::int64_t begin = 0; begin < end; begin += kAhead * kThreads) {
+      if (begin > 0) load(begin);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (ahead[i] < 0 || ahead[i] >= a.call.sizes.experts) continue;
+        const std::int64_t at = begin + i * kThreads + threadIdx.x;
+        for (int nth = 0; nth < tokens; ++nth) {
+          const int place = own.first[nth][ahead[i]];
+          const bool earlier = at < static_cast<std::int64_t>(first_token + nth * stride) * topk;
+          if (place >= 0 && earlier) atomicAdd(&own.earlier[nth][place], 1u);
         }
       }
     }
     __syncthreads();
   }
 
-  // Likewise, by a warp, when the operation has begun: tells every rank. Selections beyond the tokens there are, and wrong
-  // ones, are told as masked.
+  // Likewise, by a warp, when the operation has begun: tells every rank. Selections beyond the tokens there are, and
+  // wrong ones, are told as masked.
   __device__ void announce(const OwnTokens& own, int token) {
     if (token >= a.call.sizes.max_tokens) return;
     const int topk = a.call.topk;
-    const int expert = own.expert[warp_id()][lane_id()];
-    const int position = own.position[warp_id()][lane_id()];
+    const int expert = checked_expert(token);
+    const unsigned alike = __match_any_sync(kAll, expert);
+    const int position = static_cast<int>(own.earlier[warp_id()][__ffs(alike) - 1]) + __popc(alike & lanes_below());
     bool valid = expert >= 0;
     if (valid && position >= a.call.sizes.max_tokens) {
       fail_wrong_value(world, op.phase, expert, -1);
@@ -182,8 +199,7 @@ class Dispatch {
     const std::uint64_t word = tagged(valid ? selection(expert, position) : 0, op.epoch);
     const std::int64_t index = selection_index(world.rank, token) + lane_id();
     const bool weighted = a.map.weights != nullptr;
-    const float weight =
-        weighted && valid ? a.in.weights[static_cast<std::int64_t>(token) * topk + lane_id()] : 0.0f;
+    const float weight = weighted && valid ? a.in.weights[static_cast<std::int64_t>(token) * topk + lane_id()] : 0.0f;
     for (int peer = 0; peer < world.ranks; ++peer) {
       store_relaxed(half.word(peer, a.layout.selections, index), word);
       if (weighted) store_relaxed(half.word(peer, a.layout.weights, index), tagged(__float_as_uint(weight), op.epoch));
@@ -364,6 +380,8 @@ class Dispatch {
            static_cast<std::int64_t>(piece.chunk) * travelling_bytes(a.chunks.columns);
   }
 
+  __device__ static unsigned lanes_below() { return (1u << lane_id()) - 1; }
+
   // Lane k's expert of an own token, -1 where it is masked, absent or wrong.
   __device__ int checked_expert(int token) const {
     if (token >= a.call.tokens || lane_id() >= a.call.topk) return -1;
@@ -430,6 +448,7 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
   {
     // While the operation begins: what needs nothing of it.
     Dispatch<kFp8> early(a, op, buffer, &barriers[warp_id()], cells);
+    if (tells()) tell_early(a.world, a.call);
     if (begins_with_own) early.load_own(own_piece(first));
     if (warp_id() == kWarps - 1) {
       const Operation begun = begin_call(a.world, a.call, Phase::dispatch);
@@ -449,7 +468,7 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
       dispatch.announce(own, token + warp_id() * static_cast<int>(gridDim.x));
     }
   }
-  if (publishes()) publish_call(a.world, a.call, op);
+  if (tells()) tell_late(a.world, a.call, op);
   if (begins_with_own) dispatch.push(own_piece(first));
   if (receives) {
     if (blockIdx.x == 0 && warp_id() == kWarps - 1) check_alike(a.world, op);
