@@ -29,9 +29,8 @@ PROBLEM = Problem(1, 7, 512, 3, 4, (7,), seed=1, masked=0.2, duplicates=True)
 
 
 def low_latency(context: Context) -> None:
-    cuda = context.device.type == "cuda"
-    for rows in (BF16, FP8, UE8M0) if cuda else (BF16, FP8):
-        for local_reduce in (False, True) if cuda else (False,):
+    for rows in (BF16, FP8, UE8M0):
+        for local_reduce in (False, True):
             for hooks in (False, True):
                 ep_low_latency.round_trip(context, PROBLEM, rows, hooks=hooks, local_reduce=local_reduce)
     ep_low_latency.round_trip(context, PROBLEM, zero_copy=True, given_outs=True)

@@ -7,6 +7,7 @@ from ep_low_latency import (
     BF16,
     FP8,
     ROUNDED,
+    UE8M0,
     Rows,
     back_to_back,
     big_combine,
@@ -29,11 +30,12 @@ from ep_core import Buffer, _host
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("rows", [BF16, FP8], ids=["bf16", "fp8"])
+@pytest.mark.parametrize("rows", [BF16, FP8, UE8M0], ids=["bf16", "fp8", "ue8m0"])
 @pytest.mark.parametrize("mode", ["plain", "outs", "hooks", "zero_copy", "async_finish"])
-def test_every_row_and_every_bit(world: RankWorld, ranks: int, rows: Rows, mode: str) -> None:
+@pytest.mark.parametrize("local_reduce", [False, True], ids=["exact", "local_reduce"])
+def test_every_row_and_every_bit(world: RankWorld, ranks: int, rows: Rows, mode: str, local_reduce: bool) -> None:
     problem = Problem(
-        ranks, max_tokens=24, hidden=256, topk=4, experts=12, tokens=(24, 7, 0, 19)[:ranks], seed=ranks, masked=0.1
+        ranks, max_tokens=24, hidden=512, topk=4, experts=12, tokens=(24, 7, 0, 19)[:ranks], seed=ranks, masked=0.1
     )
     world.run(
         round_trip,
@@ -44,6 +46,7 @@ def test_every_row_and_every_bit(world: RankWorld, ranks: int, rows: Rows, mode:
         zero_copy=mode == "zero_copy",
         given_outs=mode == "outs",
         async_finish=mode == "async_finish",
+        local_reduce=local_reduce,
     )
 
 
