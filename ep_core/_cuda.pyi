@@ -146,6 +146,7 @@ class Cuda:
         send_head: int,
         rank_prefix: int,
         tokens: int,
+        rows: int,
         bias_0: int,
         bias_1: int,
         out: int,

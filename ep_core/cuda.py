@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from ep_core import peers, rendezvous
+from ep_core import peers, rendezvous, told
 from ep_core.engine import (
     Combine,
     DispatchPlan,
@@ -42,7 +42,6 @@ if importlib.util.find_spec("ep_core._cuda") is not None:
 
 _HIDDEN_STEP = 128
 _SEND, _RECEIVE, _BOTH = 1, 2, 3
-_TIMED_OUT, _UNLIKE = 1, 2
 _LL_SMS = "EP_LL_SMS"
 _KERNEL_FIRST_S = 10.0  # the kernel knows whom it waits for, so its deadline should pass before the host's
 
@@ -126,11 +125,11 @@ class CudaEngine:
         failure = self._cuda.failure()
         if failure is None:
             return
-        phase, kind, ranks, waited_s, expert, where = failure
-        if kind == _TIMED_OUT:
+        phase, code, ranks, waited_s, what, where = failure
+        if code == told.DEADLINE:
             exited = [peer for peer in ranks if rendezvous.has_exited(self._peers.pids[peer])]
             raise EPTimeoutError(phase, self._rank, ranks, waited_s, exited)
-        raise ValueError(wrong(phase, kind, ranks, expert, where))
+        raise ValueError(told.wrong(phase, code, ranks, what, where))
 
     def call(self, previous_event: EventOverlap | None, async_finish: bool) -> Call:
         """See `ep_core.engine.Engine`."""
@@ -357,6 +356,7 @@ class CudaEngine:
             given.send_head.data_ptr(),
             given.rank_prefix.data_ptr(),
             given.is_token_in_rank.shape[0],
+            given.x.shape[0],
             biases[0],
             biases[1],
             out.data_ptr(),
@@ -408,17 +408,6 @@ def _addresses(map: LowLatencyMap | None) -> tuple[int, int, int]:
             "without the map that the CUDA engine goes by"
         )
     return map.rows.data_ptr(), _address(map.weights), map.sent.data_ptr()
-
-
-def wrong(phase: str, kind: int, ranks: list[int], expert: int, where: int) -> str:
-    """What a kernel found to be wrong, other than that somebody is late, and that it is the buffer's end."""
-    end = "the buffer cannot be used any more"
-    if kind == _UNLIKE:
-        others = ", ".join(map(str, ranks))
-        return f"{phase}: rank {others} called with other sizes, types or options; all ranks must call alike; {end}"
-    if where < 0:
-        return f"topk_idx: {phase} found expert {expert} selected more often than its receive buffer holds; {end}"
-    return f"topk_idx.flatten()[{where}]: {phase} wanted -1 or an expert that there is, got {expert}; {end}"
 
 
 def sms_wanted(text: str) -> int:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ep_core
-from ep_core import Buffer, cuda, rendezvous
+from ep_core import Buffer, cuda, rendezvous, told
 
 PROBLEM = Problem(2, 4, 256, 2, 4, (4, 4))
 RDMA = Buffer.get_low_latency_rdma_size_hint(4, 256, 2, 4)
@@ -125,15 +125,32 @@ def test_a_process_that_has_ended_is_known_to_have() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expert", "where", "sentence"),
+    ("code", "what", "where", "sentence"),
     [
-        (2, 0, 0, "dispatch: rank 1, 3 called with other sizes, types or options; all ranks must call alike; "),
-        (3, 99, 5, "topk_idx.flatten()[5]: dispatch wanted -1 or an expert that there is, got 99; "),
-        (3, 7, -1, "topk_idx: dispatch found expert 7 selected more often than its receive buffer holds; "),
+        (
+            told.UNLIKE,
+            0,
+            0,
+            "dispatch: rank 1, 3 called with other sizes, types or options; all ranks must call alike",
+        ),
+        (told.EXPERT, 99, 5, "topk_idx.flatten()[5]: dispatch wanted -1 or an expert that there is, got 99; "),
+        (told.EXPERT, 7, -1, "topk_idx: dispatch found expert 7 selected more often than its receive buffer holds; "),
+        (told.ROOM, 9, 4, "num_worst_tokens: rank 1, 3 receives 9 rows and has space for 4; "),
+        (
+            told.RANK,
+            9,
+            4,
+            "topk_idx.flatten()[4]: expert 9 is on a rank that is_token_in_rank leaves out; ",
+        ),
+        (told.COUNTS, 9, 1, "num_tokens_per_rank: says 9 tokens for rank 1, is_token_in_rank says otherwise; "),
+        (told.HANDLE, 0, 0, "handle: its parts, or they and x, do not belong together; "),
+        (99, 0, 0, "dispatch: a kernel failed with code 99; "),
     ],
 )
-def test_what_a_kernel_found_is_said_in_a_sentence(kind: int, expert: int, where: int, sentence: str) -> None:
-    assert cuda.wrong("dispatch", kind, [1, 3], expert, where) == sentence + "the buffer cannot be used any more"
+def test_what_a_kernel_found_is_said_in_a_sentence(code: int, what: int, where: int, sentence: str) -> None:
+    said = told.wrong("dispatch", code, [1, 3], what, where)
+    assert said.startswith(sentence)
+    assert said.endswith("; the buffer cannot be used any more")
 
 
 @given(st.one_of(st.integers(-3, 200).map(str), st.text(max_size=4)))

@@ -160,14 +160,13 @@ __device__ inline void fail_deadline(const World& world, const Operation& op, in
   tell(world, 1);
 }
 
-// Loads `word`, which `peer` writes, until good(value); false when the deadline passed or the buffer is broken.
-template <class Good>
-__device__ bool wait_until(const World& world, const Operation& op, int peer, const std::uint64_t* word,
-                           const Good& good) {
-  if (good(load_acquire(word))) return true;
+// Asks arrived() until it is true of something that `peer` writes; false when the deadline passed or the buffer is
+// broken.
+template <class Arrived>
+__device__ bool poll(const World& world, const Operation& op, int peer, const Arrived& arrived) {
   std::uint64_t start = 0;
   for (std::uint32_t spins = 1;; ++spins) {
-    if (good(load_acquire(word))) return true;
+    if (arrived()) return true;
     if ((spins & 63u) != 0) continue;
     if (is_broken(world)) return false;
     const std::uint64_t now = now_ns();
@@ -177,6 +176,13 @@ __device__ bool wait_until(const World& world, const Operation& op, int peer, co
       return false;
     }
   }
+}
+
+// Loads `word`, which `peer` writes, with acquire, until good(value).
+template <class Good>
+__device__ bool wait_until(const World& world, const Operation& op, int peer, const std::uint64_t* word,
+                           const Good& good) {
+  return poll(world, op, peer, [&] { return good(load_acquire(word)); });
 }
 
 __device__ inline bool wait_for_epoch(const World& world, const Operation& op, int peer, const std::uint64_t* word) {

@@ -355,6 +355,14 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
     }
     const bool any = sending || unit < to_reduce;
     const Piece piece = sending ? sent_piece(unit) : Piece{a.world.rank, unit / chunks, unit % chunks};
+    const auto wait_for_operation = [&] {
+      __syncthreads();
+      begun = true;
+      if (tells()) tell_late(a.world, a.call, shared_op);
+      if (receives && blockIdx.x == 0 && warp_id() == kWarps - 1) check_alike(a.world, shared_op);
+    };
+    // Rows to be sent are read while the operation begins; own ones later, so as not to be in their way.
+    if (!begun && !sending) wait_for_operation();
     unsigned left = 0;
     Rounded sum;
     const bool reads = any && (sending || (kLocalReduce && sends));
@@ -367,13 +375,7 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
         gather.load_rows(left);
       }
     }
-    if (!begun) {
-      // The first unit's rows were read while the operation began.
-      __syncthreads();
-      begun = true;
-      if (tells()) tell_late(a.world, a.call, shared_op);
-      if (receives && blockIdx.x == 0 && warp_id() == kWarps - 1) check_alike(a.world, shared_op);
-    }
+    if (!begun) wait_for_operation();
     if (!any) break;
     Combine combine(a, shared_op, gather);
     if constexpr (kLocalReduce) {

@@ -51,6 +51,9 @@ struct alignas(128) WarpBuffer<true> {
   std::byte quantised[kQuantisedBytes];
 };
 
+// Selections that a block keeps in shared memory, of the lowest sources and tokens; others are loaded again.
+constexpr int kKept = 8192;
+
 // A selection as it is announced: valid, expert, position.
 __device__ std::uint32_t selection(int expert, int position) {
   return 1u << 31 | static_cast<std::uint32_t>(expert) << kPackBits | static_cast<std::uint32_t>(position);
@@ -122,7 +125,7 @@ template <bool kFp8>
 class Dispatch {
  public:
   __device__ Dispatch(const DispatchArgs& args, const Operation& op, WarpBuffer<kFp8>& buffer, std::uint64_t* barrier,
-                      std::uint32_t* cells)
+                      std::uint32_t* cells, std::uint32_t* kept)
       : a(args),
         world(args.world),
         op(op),
@@ -131,11 +134,13 @@ class Dispatch {
         first_expert(args.world.rank * local),
         buffer(buffer),
         barrier(barrier),
-        cells(cells) {}
+        cells(cells),
+        kept(kept) {}
 
   // Step 1, by a block: for each token dealt to it (one to each warp at a time), how many selections of earlier tokens
   // of this rank have each expert that the token selects. Needs nothing of the operation.
-  __device__ void count_positions(OwnTokens& own, int first_token) {
+  // Returns lane k's expert of the warp's token, -1 where it is masked, absent or wrong.
+  __device__ int count_positions(OwnTokens& own, int first_token) {
     constexpr int kAhead = 4;
     const int topk = a.call.topk;
     const int stride = static_cast<int>(gridDim.x);
@@ -174,35 +179,36 @@ class Dispatch {
       }
     }
     __syncthreads();
+    return expert;
   }
 
   // Likewise, by a warp, when the operation has begun: tells every rank. Selections beyond the tokens there are, and
   // wrong ones, are told as masked.
-  __device__ void announce(const OwnTokens& own, int token) {
+  __device__ void announce(const OwnTokens& own, int token, int expert) {
     if (token >= a.call.sizes.max_tokens) return;
     const int topk = a.call.topk;
-    const int expert = checked_expert(token);
     const unsigned alike = __match_any_sync(kAll, expert);
     const int position = static_cast<int>(own.earlier[warp_id()][__ffs(alike) - 1]) + __popc(alike & lanes_below());
-    bool valid = expert >= 0;
-    if (valid && position >= a.call.sizes.max_tokens) {
-      fail_wrong_value(world, op.phase, expert, -1);
-      valid = false;
+    const bool valid = expert >= 0 && position < a.call.sizes.max_tokens;
+    const std::int64_t index = selection_index(world.rank, token) + lane_id();
+    if (lane_id() < topk) {
+      const std::uint64_t word = tagged(valid ? selection(expert, position) : 0, op.epoch);
+      for (int peer = 0; peer < world.ranks; ++peer) {
+        store_relaxed(half.word(peer, a.layout.selections, index), word);
+      }
     }
+    if (a.map.weights != nullptr && lane_id() < topk) {
+      const float weight = valid ? a.in.weights[static_cast<std::int64_t>(token) * topk + lane_id()] : 0.0f;
+      for (int peer = 0; peer < world.ranks; ++peer) {
+        store_relaxed(half.word(peer, a.layout.weights, index), tagged(__float_as_uint(weight), op.epoch));
+      }
+    }
+    if (expert >= 0 && !valid) fail_wrong_value(world, op.phase, expert, -1);
     const std::uint64_t ranks = ranks_named(valid ? expert / local : -1);
     const unsigned selected = __ballot_sync(kAll, valid);
     if (lane_id() == 0 && token < a.call.tokens) {
       a.map.sent[2 * token] = ranks;
       a.map.sent[2 * token + 1] = selected;
-    }
-    if (lane_id() >= topk) return;
-    const std::uint64_t word = tagged(valid ? selection(expert, position) : 0, op.epoch);
-    const std::int64_t index = selection_index(world.rank, token) + lane_id();
-    const bool weighted = a.map.weights != nullptr;
-    const float weight = weighted && valid ? a.in.weights[static_cast<std::int64_t>(token) * topk + lane_id()] : 0.0f;
-    for (int peer = 0; peer < world.ranks; ++peer) {
-      store_relaxed(half.word(peer, a.layout.selections, index), word);
-      if (weighted) store_relaxed(half.word(peer, a.layout.weights, index), tagged(__float_as_uint(weight), op.epoch));
     }
   }
 
@@ -263,10 +269,12 @@ class Dispatch {
         const std::int64_t at = begin + i * kThreads;
         if (at >= all) continue;
         const int source = static_cast<int>(at / per_source);
-        if (!is_of(found[i], op.epoch)) {
-          if (!wait_for_epoch(world, op, source, words + at)) continue;
+        const auto arrived = [&] {
           found[i] = load_relaxed(words + at);
-        }
+          return is_of(found[i], op.epoch);
+        };
+        if (!is_of(found[i], op.epoch) && !poll(world, op, source, arrived)) continue;
+        if (at < kKept) kept[at] = value_of(found[i]);
         const int expert = expert_of(value_of(found[i])) - first_expert;
         if (expert >= 0 && expert < local) atomicAdd(&cells[source * local + expert], 1u);
       }
@@ -301,8 +309,7 @@ class Dispatch {
     std::int64_t row = -1;
     if (lane_id() < topk) {
       const std::int64_t index = selection_index(piece.source, piece.token) + lane_id();
-      const std::uint64_t word = load_relaxed(half.word(world.rank, a.layout.selections, index));
-      const std::uint32_t told = is_of(word, op.epoch) ? value_of(word) : 0;
+      const std::uint32_t told = selection_told(index);
       const int expert = expert_of(told) - first_expert;
       if (expert >= 0 && expert < local) {
         row = expert * slots() + cells[piece.source * local + expert] + position_of(told);
@@ -357,6 +364,12 @@ class Dispatch {
   }
 
  private:
+  // A selection that every thread of the block has seen arrive; 0 when it never did.
+  __device__ std::uint32_t selection_told(std::int64_t index) const {
+    if (index < kKept) return kept[index];
+    const std::uint64_t word = load_relaxed(half.word(world.rank, a.layout.selections, index));
+    return is_of(word, op.epoch) ? value_of(word) : 0;
+  }
   __device__ std::int64_t slots() const { return static_cast<std::int64_t>(world.ranks) * a.call.sizes.max_tokens; }
   __device__ std::int64_t row_of(const Piece& piece) const {
     return static_cast<std::int64_t>(piece.source) * a.call.sizes.max_tokens + piece.token;
@@ -417,6 +430,7 @@ class Dispatch {
   WarpBuffer<kFp8>& buffer;
   std::uint64_t* barrier;
   std::uint32_t* cells;  // [source][local expert]: rows, then where they begin
+  std::uint32_t* kept;   // the first kKept selections that were told
   std::uint32_t parity = 0;
   std::uint64_t targets = 0;  // of the piece pushed last
 };
@@ -434,8 +448,10 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
   const int own_units = a.call.sizes.max_tokens * chunks;
   const auto own_piece = [&](int unit) { return Piece{a.world.rank, unit / chunks, unit % chunks}; };
   WarpBuffer<kFp8>& buffer = reinterpret_cast<WarpBuffer<kFp8>*>(dynamic)[warp_id()];
+  auto* kept = reinterpret_cast<std::uint32_t*>(dynamic + kWarps * sizeof(WarpBuffer<kFp8>));
 
   for (int i = threadIdx.x; i < a.call.sizes.experts; i += kThreads) cells[i] = 0;
+  for (int i = threadIdx.x; i < kKept; i += kThreads) kept[i] = 0;
   if (lane_id() == 0) {
     barrier_init(&barriers[warp_id()]);
     barrier_init_fence();
@@ -445,27 +461,28 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
   const int first_token = static_cast<int>(blockIdx.x);
   const bool begins_with_own = sends && first < own_units && own_piece(first).token < a.call.tokens;
   Operation op{};
+  int expert = -1;
   {
     // While the operation begins: what needs nothing of it.
-    Dispatch<kFp8> early(a, op, buffer, &barriers[warp_id()], cells);
+    Dispatch<kFp8> early(a, op, buffer, &barriers[warp_id()], cells, kept);
     if (tells()) tell_early(a.world, a.call);
     if (begins_with_own) early.load_own(own_piece(first));
     if (warp_id() == kWarps - 1) {
       const Operation begun = begin_call(a.world, a.call, Phase::dispatch);
       if (lane_id() == 0) shared_op = begun;
     }
-    if (sends) early.count_positions(own, first_token);
+    if (sends) expert = early.count_positions(own, first_token);
   }
   __syncthreads();
   op = shared_op;
-  Dispatch<kFp8> dispatch(a, op, buffer, &barriers[warp_id()], cells);
+  Dispatch<kFp8> dispatch(a, op, buffer, &barriers[warp_id()], cells, kept);
 
   if (sends) {
-    dispatch.announce(own, first_token + warp_id() * static_cast<int>(gridDim.x));
+    dispatch.announce(own, first_token + warp_id() * static_cast<int>(gridDim.x), expert);
     for (int token = first_token + unit_stride(); token < a.call.sizes.max_tokens; token += unit_stride()) {
       __syncthreads();
-      dispatch.count_positions(own, token);
-      dispatch.announce(own, token + warp_id() * static_cast<int>(gridDim.x));
+      expert = dispatch.count_positions(own, token);
+      dispatch.announce(own, token + warp_id() * static_cast<int>(gridDim.x), expert);
     }
   }
   if (tells()) tell_late(a.world, a.call, op);
@@ -517,7 +534,7 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
 
 template <bool kFp8>
 cudaError_t launch(const DispatchArgs& args, int blocks, cudaStream_t stream) {
-  constexpr int kBytes = kWarps * sizeof(WarpBuffer<kFp8>);
+  constexpr int kBytes = kWarps * sizeof(WarpBuffer<kFp8>) + kKept * 4;
   const cudaError_t set =
       cudaFuncSetAttribute(ep_ll_dispatch<kFp8>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (set != cudaSuccess) return set;

@@ -8,6 +8,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -17,7 +18,6 @@
 #include "high_throughput_face.hpp"
 #include "low_latency_face.hpp"
 #include "segment.hpp"
-#include "told.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -56,12 +56,24 @@ struct Cuda {
       : segment(rank, ranks, nvl_bytes, rdma_bytes, timeout_s, device) {}
 };
 
-// See `Told`; nothing when all is well.
-using Failed = std::tuple<std::string, int, std::vector<int>, double, std::string>;
-std::optional<Failed> failure(const Cuda& cuda) {
-  const std::optional<Told> found = told(cuda.segment);
-  if (!found) return std::nullopt;
-  return Failed{found->phase, found->kind, found->ranks, found->waited_s, found->text};
+// What kernels told of a failure: phase, code (see `Failure`), ranks concerned, seconds waited, what, where; nothing
+// when all is well. Never waits.
+using Told = std::tuple<std::string, std::uint32_t, std::vector<int>, double, std::int64_t, std::int64_t>;
+std::optional<Told> failure(const Cuda& cuda) {
+  const volatile Failure& shared = cuda.segment.failure();
+  if (shared.code == 0) return std::nullopt;
+  std::atomic_thread_fence(std::memory_order_acquire);
+  const auto& told = const_cast<const Failure&>(shared);
+  std::vector<int> ranks;
+  for (int rank = 0; rank < cuda.segment.world().ranks; ++rank) {
+    if (told.missing[rank] != 0) ranks.push_back(rank);
+  }
+  return Told{told.phase == Phase::dispatch ? "dispatch" : "combine",
+              told.code,
+              ranks,
+              static_cast<double>(told.waited_ns) * 1e-9,
+              told.what,
+              told.where};
 }
 
 void translate(const std::exception_ptr& pointer, void*) {
@@ -188,23 +200,24 @@ NB_MODULE(_cuda, m) {
                   at<std::int32_t>(out_src_idx)},
                  multiprocessors, stream_of(stream));
            })
-      .def("ht_combine", [](const Cuda& cuda, std::uintptr_t stream, int multiprocessors, std::uintptr_t x, bool is_f32,
-                            int columns, std::uintptr_t weights, int topk_count, std::uintptr_t in_rank,
-                            std::uintptr_t send_head, std::uintptr_t rank_prefix, int tokens, std::uintptr_t bias_0,
-                            std::uintptr_t bias_1, std::uintptr_t out, std::uintptr_t out_weights) {
-        cuda.high_throughput.combine({at<const std::byte>(x),
-                                      is_f32,
-                                      columns * (is_f32 ? 4 : 2),
-                                      0,
-                                      at<const float>(weights),
-                                      topk_count,
-                                      at<const bool>(in_rank),
-                                      at<const std::int32_t>(send_head),
-                                      at<const std::int32_t>(rank_prefix),
-                                      tokens,
-                                      {at<const std::byte>(bias_0), at<const std::byte>(bias_1)},
-                                      at<std::byte>(out),
-                                      at<float>(out_weights)},
-                                     multiprocessors, stream_of(stream));
-      });
+      .def("ht_combine",
+           [](const Cuda& cuda, std::uintptr_t stream, int multiprocessors, std::uintptr_t x, bool is_f32, int columns,
+              std::uintptr_t weights, int topk_count, std::uintptr_t in_rank, std::uintptr_t send_head,
+              std::uintptr_t rank_prefix, int tokens, std::int64_t rows, std::uintptr_t bias_0, std::uintptr_t bias_1,
+              std::uintptr_t out, std::uintptr_t out_weights) {
+             cuda.high_throughput.combine({at<const std::byte>(x),
+                                           is_f32,
+                                           columns * (is_f32 ? 4 : 2),
+                                           0,
+                                           at<const float>(weights),
+                                           topk_count,
+                                           at<const bool>(in_rank),
+                                           at<const std::int32_t>(send_head),
+                                           at<const std::int32_t>(rank_prefix),
+                                           tokens,
+                                           {at<const std::byte>(bias_0), at<const std::byte>(bias_1)},
+                                           at<std::byte>(out),
+                                           at<float>(out_weights)},
+                                          multiprocessors, stream_of(stream));
+           });
 }
