@@ -10,7 +10,7 @@ CONSTRAINTS ?= constraints/cpu.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
-CXX_SOURCES := $(wildcard $(addprefix ep_core/csrc/,*.cpp *.hpp *.cc *.h */*.cpp */*.hpp))
+CXX_SOURCES := $(foreach kind,cpp hpp cu cuh,$(wildcard ep_core/csrc/*.$(kind) ep_core/csrc/*/*.$(kind)))
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) \
 	$(CXX_SOURCES) $(wildcard ep_core/csrc/*/CMakeLists.txt)
 BENCHMARKS := host_engine command_start history gate detection attribution calibration nodes orchestration
@@ -42,10 +42,10 @@ nightly-slurm: setup  ## A real nightly on a Slurm of its own, two nodes on this
 	&& SLURM_CONF="$$folder/slurm/slurm.conf" $(BIN)/epwatch nightly $(SLURM_PLAN) --new
 
 test: setup  ## The fast tests
-	$(PYTEST) -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## The tests that take minutes or many processes
-	$(PYTEST) -m slow -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, mypy, the layering of the rooms, clang-format
 	$(BIN)/ruff check .

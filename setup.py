@@ -60,6 +60,7 @@ class CMakeBuild(build_ext):
 setup(
     ext_modules=[
         Extension("ep_core._host", sources=[]),
+        Extension("ep_core._cuda", sources=[], optional=True),
         Extension("ep_core._mscclpp", sources=[], optional=True),
     ],
     cmdclass={"build_ext": CMakeBuild},

@@ -5,7 +5,8 @@ Start at `ep_core.buffer`, then `ep_core.engine` (the seam between the face and 
 
 from ep_core.buffer import Buffer
 from ep_core.config import Config
+from ep_core.engine import LowLatencyHandle
 from ep_core.errors import EPTimeoutError
 from ep_core.event import EventHandle, EventOverlap
 
-__all__ = ["Buffer", "Config", "EPTimeoutError", "EventHandle", "EventOverlap"]
+__all__ = ["Buffer", "Config", "EPTimeoutError", "EventHandle", "EventOverlap", "LowLatencyHandle"]

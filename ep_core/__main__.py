@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ep_core import _host
+from ep_core import _host, cuda, peers
 
 
 def host_obstacle() -> str:
@@ -32,9 +32,22 @@ def host_obstacle() -> str:
     return ""
 
 
+def transport() -> str:
+    """What maps peers' memory for the CUDA engine, and why not MSCCL++ where it does not."""
+    try:
+        chosen = peers.transport()
+    except ValueError as error:
+        return f"nothing: {error}"
+    if chosen == "mscclpp":
+        return "MSCCL++ (EP_CORE_TRANSPORT=ipc chooses CUDA IPC)"
+    obstacle = peers.mscclpp_obstacle()
+    return f"CUDA IPC (MSCCL++: {obstacle or 'usable, but EP_CORE_TRANSPORT says ipc'})"
+
+
 def report() -> str:
     """The whole report, lines of `name: fact`."""
     obstacle = host_obstacle()
+    cuda_missing, cuda_obstacle = cuda.not_built(), cuda.obstacle()
     pidfd = hasattr(os, "pidfd_open") and Path("/proc/self/fdinfo").exists()
     lines = [
         f"ep_core {metadata.version('epwatch')} on {platform.system()} {platform.release()} {platform.machine()}",
@@ -43,13 +56,14 @@ def report() -> str:
         "built",
         f"  host: {_host.COMPILER}; instruction sets {_host.ISAS_BUILT}; up to {_host.MAX_RANKS} ranks, "
         f"top-k up to {_host.MAX_TOPK}",
-        "  cuda: not built in this version",
+        f"  cuda: {cuda.built_for() if not cuda_missing else 'no: ' + cuda_missing}",
         "usable here",
         f"  host: {'no: ' + obstacle if obstacle else 'yes, on CPU tensors'}",
         f"    instruction set in use: {_host.ISA} (EP_CORE_ISA chooses a lesser one)",
         f"    cores for this process: {len(os.sched_getaffinity(0))}",
         f"    ended peers are noticed at once: {'yes' if pidfd else 'no, only at the deadline'}",
-        "  cuda: no: not built in this version",
+        f"  cuda: {'no: ' + cuda_obstacle if cuda_obstacle else 'yes, on CUDA tensors'}",
+        *([] if cuda_obstacle else [f"    peers' memory is mapped by: {transport()}"]),
     ]
     return "\n".join(lines)
 

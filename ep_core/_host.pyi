@@ -36,32 +36,40 @@ class Host:
         self,
         x: int,
         topk: int,
+        weights: int,
         tokens: int,
         topk_count: int,
         max_tokens: int,
         hidden: int,
         experts: int,
+        weighted: bool,
         fp8: bool,
         round_scale: bool,
+        ue8m0: bool,
         out_x: int,
         out_scales: int,
         out_src_info: int,
         out_layout_range: int,
         out_count: int,
         stats: int,
+        map_rows: int,
+        map_weights: int,
         /,
     ) -> None: ...
     def ll_dispatch_send(
         self,
         x: int,
         topk: int,
+        weights: int,
         tokens: int,
         topk_count: int,
         max_tokens: int,
         hidden: int,
         experts: int,
+        weighted: bool,
         fp8: bool,
         round_scale: bool,
+        ue8m0: bool,
         /,
     ) -> int: ...
     def ll_dispatch_receive(
@@ -73,6 +81,8 @@ class Host:
         out_layout_range: int,
         out_count: int,
         stats: int,
+        map_rows: int,
+        map_weights: int,
         /,
     ) -> None: ...
     def ll_combine(
@@ -88,6 +98,8 @@ class Host:
         hidden: int,
         experts: int,
         zero_copy: bool,
+        map_rows: int,
+        map_weights: int,
         out: int,
         /,
     ) -> None: ...
@@ -104,6 +116,8 @@ class Host:
         hidden: int,
         experts: int,
         zero_copy: bool,
+        map_rows: int,
+        map_weights: int,
         /,
     ) -> int: ...
     def ll_combine_receive(self, epoch: int, out: int, /) -> None: ...

@@ -1,7 +1,8 @@
 """The checks of arguments, all in one place. They run before anything is published to other ranks.
 
 Each names the argument, what was wanted and what came. `TypeError` is for what is not a tensor (or not the kind of
-object wanted) at all, `ValueError` for everything else. Used by `ep_core.buffer` and `ep_core.high_throughput`.
+object wanted) at all, `ValueError` for everything else. Used by `ep_core.buffer` and its two halves,
+`ep_core.low_latency` and `ep_core.high_throughput`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ep_core import _host
+from ep_core.event import EventOverlap
 
 ROW_ALIGNMENT_BYTES = 16
 SCALE_BLOCK = 128
@@ -19,18 +21,20 @@ SCALE_BLOCK = 128
 def tensor(
     name: str,
     value: object,
+    device: torch.device,
     dtype: torch.dtype | Sequence[torch.dtype],
     shape: Sequence[int | None],
     stride: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """`value` if it is a CPU tensor of one of `dtype` and of `shape` (None: any size), dense in `stride` order.
+    """`value` if it is a tensor on `device`, of a wanted `dtype`, of `shape` (None: any size), dense in `stride` order.
 
     stride: wanted strides in elements; None: contiguous.
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: wanted a torch.Tensor, got {type(value).__name__}")
-    if value.device.type != "cpu":
-        raise ValueError(f"{name}: wanted a CPU tensor like the others, got one on {value.device}")
+    if value.device != device and (value.device.type, device.type) != ("cpu", "cpu"):
+        other = f'; make it with device="{value.device}"' if value.device.type in ("cpu", "cuda") else ""
+        raise ValueError(f"{name}: is on {value.device}, but this buffer was made for {device}{other}")
     dtypes = (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
     if value.dtype not in dtypes:
         raise ValueError(f"{name}: wanted dtype {' or '.join(map(str, dtypes))}, got {value.dtype}")
@@ -48,6 +52,15 @@ def tensor(
     if value.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{name}: wanted a tensor that needs no gradient; call it under torch.no_grad() or detach it")
     return value
+
+
+def rows(name: str, value: torch.Tensor | None) -> None:
+    """Raise `ValueError` unless the rows of `value`, if given, begin where the engines can move 16 bytes at once."""
+    if value is not None and value.numel() > 0 and value.data_ptr() % ROW_ALIGNMENT_BYTES:
+        raise ValueError(
+            f"{name}: wanted rows that begin at a multiple of {ROW_ALIGNMENT_BYTES} bytes, got memory that begins "
+            f"{value.data_ptr() % ROW_ALIGNMENT_BYTES} bytes behind one"
+        )
 
 
 def hidden(value: int, fp8: bool, bytes_per_element: int) -> None:
@@ -69,12 +82,32 @@ def topk(count: int) -> None:
         raise ValueError(f"topk_idx: wanted from 1 to {_host.MAX_TOPK} selections for each token, got {count}")
 
 
-def experts(count: int, ranks: int) -> None:
-    """Raise `ValueError` unless `count` experts can be spread over `ranks` ranks."""
-    if count < 1 or count % ranks or count > _host.MAX_EXPERTS:
+def experts(count: int, ranks: int, most: int = _host.MAX_EXPERTS) -> None:
+    """Raise `ValueError` unless `count` experts, `most` at the most, can be spread over `ranks` ranks."""
+    if count < 1 or count % ranks or count > most:
+        raise ValueError(f"num_experts: wanted a multiple of the {ranks} ranks, at most {most}, got {count}")
+
+
+def max_tokens(count: int, ranks: int) -> None:
+    """Raise `ValueError` unless each of `ranks` ranks may send `count` tokens at the most."""
+    if not 1 <= count <= 2**31 // (2 * ranks):
         raise ValueError(
-            f"num_experts: wanted a multiple of the {ranks} ranks, at most {_host.MAX_EXPERTS}, got {count}"
+            f"num_max_dispatch_tokens_per_rank: wanted from 1 to {2**31 // (2 * ranks)} on {ranks} ranks, got {count}"
         )
+
+
+def finish(async_finish: bool, return_recv_hook: bool) -> None:
+    """Raise `ValueError` when an operation is to have both an event and a hook."""
+    if async_finish and return_recv_hook:
+        raise ValueError("async_finish: wanted False with return_recv_hook, got both")
+
+
+def previous(event: object, async_finish: bool, allocate_on_comm_stream: bool) -> None:
+    """Raise `TypeError` for an `event` that is none, `ValueError` for an allocation that no event orders."""
+    if event is not None and not isinstance(event, EventOverlap):
+        raise TypeError(f"previous_event: wanted an ep_core.EventOverlap, got {type(event).__name__}")
+    if allocate_on_comm_stream and (event is None or not async_finish):
+        raise ValueError("allocate_on_comm_stream: wanted only with previous_event and async_finish")
 
 
 def no_overlap(outputs: dict[str, torch.Tensor | None], inputs: dict[str, torch.Tensor | None]) -> None:

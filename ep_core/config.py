@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ep_core import _host
+from ep_core import _host, cuda
 
 _MOST_EXTRA_BYTES = 128 * 4 + _host.MAX_TOPK * 8
 
@@ -60,4 +60,5 @@ class Config:
     @staticmethod
     def least_nvl_bytes(hidden_bytes: int, num_ranks: int) -> int:
         """The least `num_nvl_bytes` that any operation with such rows accepts, bytes."""
-        return _host.high_throughput_least_bytes(hidden_bytes, _MOST_EXTRA_BYTES, num_ranks)
+        sizes = (hidden_bytes, _MOST_EXTRA_BYTES, num_ranks)
+        return max(_host.high_throughput_least_bytes(*sizes), cuda.high_throughput_least_bytes(*sizes))

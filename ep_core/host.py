@@ -7,17 +7,33 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 from ep_core import _host, rendezvous
-from ep_core.engine import DispatchPlan, HighThroughputIn, HighThroughputOut, LowLatencyOut
+from ep_core.engine import (
+    Combine,
+    DispatchPlan,
+    HighThroughputBack,
+    HighThroughputIn,
+    HighThroughputOut,
+    Hook,
+    LowLatencyBack,
+    LowLatencyIn,
+    LowLatencyMap,
+    LowLatencyOut,
+)
+from ep_core.event import EventOverlap
+from ep_core.streams import Call
 
 
 def _address(value: torch.Tensor | None) -> int:
     return 0 if value is None else value.data_ptr()
+
+
+def _addresses(map: LowLatencyMap | None) -> tuple[int, int]:
+    return (0, 0) if map is None else (map.rows.data_ptr(), _address(map.weights))
 
 
 class HostEngine:
@@ -27,7 +43,17 @@ class HostEngine:
     reached or were given other sizes.
     """
 
-    def __init__(self, group: dist.ProcessGroup, num_nvl_bytes: int, num_rdma_bytes: int, timeout_s: float) -> None:
+    max_experts = _host.MAX_EXPERTS
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        num_nvl_bytes: int,
+        num_rdma_bytes: int,
+        timeout_s: float,
+        device: torch.device,
+    ) -> None:
+        self.device = device
         rank, ranks = group.rank(), group.size()
         token = secrets.token_bytes(16)
         self._ranks = ranks
@@ -45,34 +71,42 @@ class HostEngine:
         with contextlib.suppress(RuntimeError):
             rendezvous.forget(group, name)
 
+    def check(self) -> None:
+        """See `ep_core.engine.Engine`: nothing is ever left to be reported."""
+
+    def call(self, previous_event: EventOverlap | None, async_finish: bool) -> Call:
+        """See `ep_core.engine.Engine`."""
+        return Call(previous_event)
+
     def check_low_latency_fits(self, max_tokens: int, hidden: int, experts: int) -> None:
         """Raise `ValueError` when `num_rdma_bytes` is too small for these sizes."""
         self._host.check_low_latency_fits(max_tokens, hidden, experts)
 
+    def new_map(self, max_tokens: int, topk: int, combine: Combine) -> LowLatencyMap | None:
+        """See `ep_core.engine.Engine`: for `exact` the handle says where rows are."""
+        if combine == "exact":
+            return None
+        shape = (self._ranks, max_tokens, topk)
+        return LowLatencyMap(torch.empty(shape, dtype=torch.int32), torch.empty(shape), None)
+
     def low_latency_dispatch(
-        self,
-        x: torch.Tensor,
-        topk_idx: torch.Tensor,
-        max_tokens: int,
-        experts: int,
-        out: LowLatencyOut,
-        *,
-        round_scale: bool,
-        stats: torch.Tensor | None,
-        defer: bool,
-    ) -> Callable[[], None] | None:
+        self, given: LowLatencyIn, out: LowLatencyOut, map: LowLatencyMap | None, call: Call, *, defer: bool
+    ) -> Hook | None:
         """See `ep_core.engine.Engine`."""
-        tokens, topk = topk_idx.shape
-        given = (
-            x.data_ptr(),
-            topk_idx.data_ptr(),
+        tokens, topk = given.topk_idx.shape
+        sends = (
+            given.x.data_ptr(),
+            given.topk_idx.data_ptr(),
+            _address(given.topk_weights),
             tokens,
             topk,
-            max_tokens,
-            x.shape[1],
-            experts,
+            given.max_tokens,
+            given.x.shape[1],
+            given.experts,
+            given.topk_weights is not None,
             out.scales is not None,
-            round_scale,
+            given.round_scale,
+            given.ue8m0,
         )
         into = (
             out.x.data_ptr(),
@@ -80,51 +114,41 @@ class HostEngine:
             out.src_info.data_ptr(),
             out.layout_range.data_ptr(),
             out.count.data_ptr(),
-            _address(stats),
+            _address(out.stats),
+            *_addresses(map),
         )
         if not defer:
-            self._host.ll_dispatch(*given, *into)
+            self._host.ll_dispatch(*sends, *into)
             return None
-        epoch = self._host.ll_dispatch_send(*given)
+        epoch = self._host.ll_dispatch_send(*sends)
 
-        def receive(_keep: tuple[object, ...] = (out, stats)) -> None:
+        def receive(_keep: object = (out, map)) -> None:
             self._host.ll_dispatch_receive(epoch, *into)
 
         return receive
 
-    def low_latency_combine(
-        self,
-        x: torch.Tensor,
-        topk_idx: torch.Tensor,
-        topk_weights: torch.Tensor,
-        src_info: torch.Tensor,
-        layout_range: torch.Tensor,
-        max_tokens: int,
-        experts: int,
-        out: torch.Tensor,
-        *,
-        zero_copy: bool,
-        defer: bool,
-    ) -> Callable[[], None] | None:
+    def low_latency_combine(self, given: LowLatencyBack, out: torch.Tensor, call: Call, *, defer: bool) -> Hook | None:
         """See `ep_core.engine.Engine`."""
-        tokens, topk = topk_idx.shape
-        given = (
-            x.data_ptr(),
-            topk_idx.data_ptr(),
-            topk_weights.data_ptr(),
+        src_info, layout_range, max_tokens, hidden, experts = given.handle
+        tokens, topk = given.topk_idx.shape
+        sends = (
+            given.x.data_ptr(),
+            given.topk_idx.data_ptr(),
+            given.topk_weights.data_ptr(),
             src_info.data_ptr(),
             layout_range.data_ptr(),
             tokens,
             topk,
             max_tokens,
-            x.shape[2],
+            hidden,
             experts,
-            zero_copy,
+            given.zero_copy,
+            *_addresses(given.handle.map),
         )
         if not defer:
-            self._host.ll_combine(*given, out.data_ptr())
+            self._host.ll_combine(*sends, out.data_ptr())
             return None
-        epoch = self._host.ll_combine_send(*given)
+        epoch = self._host.ll_combine_send(*sends)
 
         def receive() -> None:
             self._host.ll_combine_receive(epoch, out.data_ptr())
@@ -136,7 +160,32 @@ class HostEngine:
         rows = torch.from_numpy(self._host.ll_next_combine_buffer(max_tokens, hidden, experts))
         return rows.view(torch.bfloat16).view(experts // self._ranks, self._ranks * max_tokens, hidden)
 
-    def dispatch_begin(self, given: HighThroughputIn, room: int) -> DispatchPlan:
+    def dispatch_layout(
+        self, topk_idx: torch.Tensor, experts: int, call: Call
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `ep_core.engine.Engine`."""
+        tokens, topk = topk_idx.shape
+        per_rank = torch.zeros(self._ranks, dtype=torch.int32)
+        per_expert = torch.zeros(experts, dtype=torch.int32)
+        in_rank = torch.zeros((tokens, self._ranks), dtype=torch.bool)
+        wrong = _host.dispatch_layout(
+            topk_idx.data_ptr(),
+            tokens,
+            topk,
+            experts,
+            self._ranks,
+            per_rank.data_ptr(),
+            per_expert.data_ptr(),
+            in_rank.data_ptr(),
+        )
+        if wrong >= 0:
+            at = divmod(wrong, topk)
+            raise ValueError(
+                f"topk_idx[{at[0]}, {at[1]}]: wanted -1 or an expert below {experts}, got {int(topk_idx[at])}"
+            )
+        return per_rank, per_expert, in_rank
+
+    def dispatch_begin(self, given: HighThroughputIn, call: Call) -> DispatchPlan:
         """See `ep_core.engine.Engine`."""
         tokens, columns = given.x.shape
         experts = 0 if given.num_tokens_per_expert is None else given.num_tokens_per_expert.shape[0]
@@ -153,13 +202,24 @@ class HostEngine:
             given.is_token_in_rank.data_ptr(),
             _address(given.num_tokens_per_rank),
             _address(given.num_tokens_per_expert),
-            _address(given.cached_rank_prefix),
-            room,
+            0 if given.cached is None else given.cached[0].data_ptr(),
+            given.room,
         )
         matrix = torch.tensor(rank_prefix, dtype=torch.int32).view(self._ranks, self._ranks)
-        return DispatchPlan(matrix, per_expert, received)
+        if given.cached is not None:
+            _, channel_prefix, recv_channel_prefix, _, _, send_head = given.cached
+            return DispatchPlan(matrix, channel_prefix, recv_channel_prefix, send_head, per_expert, received)
+        order = given.is_token_in_rank.cumsum(0, dtype=torch.int32)
+        return DispatchPlan(
+            rank_prefix=matrix,
+            channel_prefix=order[-1:].sum(0, dtype=torch.int32).unsqueeze(1),
+            recv_channel_prefix=torch.zeros((self._ranks, 1), dtype=torch.int32),
+            send_head=torch.where(given.is_token_in_rank, order - 1, torch.full_like(order, -1)),
+            per_expert=per_expert,
+            received=received,
+        )
 
-    def dispatch_finish(self, out: HighThroughputOut) -> None:
+    def dispatch_finish(self, given: HighThroughputIn, plan: DispatchPlan, out: HighThroughputOut, call: Call) -> None:
         """See `ep_core.engine.Engine`."""
         self._host.ht_dispatch_finish(
             out.x.data_ptr(),
@@ -170,29 +230,21 @@ class HostEngine:
         )
 
     def combine(
-        self,
-        x: torch.Tensor,
-        topk_weights: torch.Tensor | None,
-        bias: tuple[torch.Tensor, ...],
-        src_idx: torch.Tensor,
-        rank_prefix: torch.Tensor,
-        is_token_in_rank: torch.Tensor,
-        out: torch.Tensor,
-        out_weights: torch.Tensor | None,
+        self, given: HighThroughputBack, out: torch.Tensor, out_weights: torch.Tensor | None, call: Call
     ) -> None:
         """See `ep_core.engine.Engine`."""
-        biases = [one.data_ptr() for one in bias] + [0, 0]
+        biases = [one.data_ptr() for one in given.bias] + [0, 0]
         self._host.ht_combine(
-            x.data_ptr(),
-            x.dtype == torch.float32,
-            x.shape[1],
-            src_idx.shape[0],
-            _address(topk_weights),
-            0 if topk_weights is None else topk_weights.shape[1],
-            src_idx.data_ptr(),
-            rank_prefix.data_ptr(),
-            is_token_in_rank.data_ptr(),
-            is_token_in_rank.shape[0],
+            given.x.data_ptr(),
+            given.x.dtype == torch.float32,
+            given.x.shape[1],
+            given.src_idx.shape[0],
+            _address(given.topk_weights),
+            0 if given.topk_weights is None else given.topk_weights.shape[1],
+            given.src_idx.data_ptr(),
+            given.rank_prefix.data_ptr(),
+            given.is_token_in_rank.data_ptr(),
+            given.is_token_in_rank.shape[0],
             biases[0],
             biases[1],
             out.data_ptr(),

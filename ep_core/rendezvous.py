@@ -1,7 +1,8 @@
 """How ranks find each other's segments: addresses through the process group's store, always with a deadline.
 
 A collective would not do: it cannot say which rank is missing. Each rank puts its address under its own key and polls
-for the others', so a missing rank is named. Called by `ep_core.host`. Next to read: `ep_core/csrc/world.hpp`.
+for the others', so a missing rank is named. Called by `ep_core.host` and `ep_core.peers`. Next to read:
+`ep_core/csrc/world.hpp`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +30,11 @@ _made: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Address:
-    """Where a rank's segment is found, and what must be equal to reach it."""
+    """Where a rank's segment is found, and what must be equal to reach it.
+
+    fd, token: of a segment on the host. gpu, ipc_handle, transport: of one on a GPU: its UUID, the handle in
+    hexadecimal, and what maps it.
+    """
 
     pid: int
     fd: int
@@ -38,10 +44,24 @@ class Address:
     host: str
     num_nvl_bytes: int
     num_rdma_bytes: int
+    device: str
+    gpu: str
+    ipc_handle: str
+    transport: str
 
     @classmethod
-    def of_this_process(cls, fd: int, token: str, num_nvl_bytes: int, num_rdma_bytes: int) -> Address:
-        """The address of a segment of these sizes behind file descriptor `fd` here."""
+    def of_this_process(
+        cls,
+        fd: int,
+        token: str,
+        num_nvl_bytes: int,
+        num_rdma_bytes: int,
+        device: str = "cpu",
+        gpu: str = "",
+        ipc_handle: str = "",
+        transport: str = "",
+    ) -> Address:
+        """The address of a segment of these sizes here: behind file descriptor `fd`, or on a GPU."""
         return cls(
             pid=os.getpid(),
             fd=fd,
@@ -51,11 +71,15 @@ class Address:
             host=os.uname().nodename,
             num_nvl_bytes=num_nvl_bytes,
             num_rdma_bytes=num_rdma_bytes,
+            device=device,
+            gpu=gpu,
+            ipc_handle=ipc_handle,
+            transport=transport,
         )
 
     def check(self, rank: int, mine: Address) -> None:
         """Raise `ValueError` when `rank`, which lives here, cannot share a buffer with this process (`mine`)."""
-        for name in ("num_nvl_bytes", "num_rdma_bytes"):
+        for name in ("device", "num_nvl_bytes", "num_rdma_bytes", "transport"):
             if getattr(self, name) != getattr(mine, name):
                 raise ValueError(
                     f"{name}: rank {rank} was given {getattr(self, name)}, this rank {getattr(mine, name)}: "
@@ -63,13 +87,29 @@ class Address:
                 )
         if self.boot_id != mine.boot_id:
             raise ValueError(
-                f"rank {rank} runs on {self.host}, this rank on {mine.host}: the host engine joins ranks of one machine"
+                f"rank {rank} runs on {self.host}, this rank on {mine.host}: a buffer joins ranks of one machine"
             )
-        if self.pid_namespace != mine.pid_namespace:
+        if self.device == "cpu" and self.pid_namespace != mine.pid_namespace:
             raise ValueError(
                 f"rank {rank} runs in another container (PID namespace {self.pid_namespace}, here "
                 f"{mine.pid_namespace}): run all ranks of a machine in one container, or share the PID namespace"
             )
+
+
+def has_exited(pid: int | None) -> bool:
+    """Whether process `pid` is known to have ended."""
+    if pid is None:
+        return False
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    except (AttributeError, OSError):
+        return False
+    try:
+        return bool(select.select([process], [], [], 0)[0])
+    finally:
+        os.close(process)
 
 
 def next_name(group: dist.ProcessGroup) -> str:

@@ -2,7 +2,7 @@
 
 Torch-free and quick: versions come from package metadata, the rest from /proc, /sys and git. Whatever cannot be found
 out is left out, never an error. Called by `harness.measure` on rank 0 and by `harness.launch` for runs that left no
-record. What a GPU adds (driver, clocks, links) belongs here too. Next to read: `harness.record`.
+record. What a GPU adds is found by `harness.nvml` and `harness.libraries`. Next to read: `harness.record`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
+from harness import gpus, libraries, nvml
 from harness.case import Device
+from harness.gpus import Gpu
 from harness.record import Environment, Node, Platform
 
 PREFIXES = (
@@ -99,12 +101,26 @@ def cpu_model() -> str:
     return " ".join(name.replace("/", "-").split())
 
 
-def platform(cluster: str, device: Device, nodes: int, cpus: int | None = None) -> Platform:
-    """The platform of a run by ranks on `nodes` nodes like this one. cpus: usable on a node, else those usable here."""
+def platform(
+    cluster: str, device: Device, nodes: int, cpus: int | None = None, used: Sequence[Gpu] | None = None
+) -> Platform:
+    """The platform of a run by ranks on `nodes` nodes like this one.
+
+    cpus: usable on a node, else those usable here. used: the GPUs that the ranks of a node have, each once, else all
+    that are here.
+    """
+    if device == "cpu":
+        return Platform(
+            device_model=cpu_model(),
+            devices_per_node=len(os.sched_getaffinity(0)) if cpus is None else cpus,
+            interconnect="shared-memory" if nodes == 1 else "network",
+            cluster=cluster,
+        )
+    found = nvml.installed() if used is None else used
     return Platform(
-        device_model=cpu_model() if device == "cpu" else "unknown GPU",
-        devices_per_node=len(os.sched_getaffinity(0)) if cpus is None else cpus,
-        interconnect="shared-memory" if nodes == 1 else "network",
+        device_model=found[0].name if found else "unknown GPU",
+        devices_per_node=len(found),
+        interconnect=nvml.interconnect(found) if nodes == 1 else "network",
         cluster=cluster,
     )
 
@@ -184,10 +200,18 @@ def _loaded() -> tuple[dict[str, str], dict[str, str]]:
     return tested_code(), versions()
 
 
-def capture(environ: Mapping[str, str]) -> Environment:
-    """Everything that may change under a series: what this process has loaded, and this machine as it is now."""
+def capture(environ: Mapping[str, str], looks: Sequence[gpus.Look] = ()) -> Environment:
+    """Everything that may change under a series: what this process has loaded, and this machine as it is now.
+
+    looks: at the GPUs that the ranks have, each once; none where they have none.
+    """
     code, loaded = _loaded()
-    return Environment(code=dict(code), versions=dict(loaded), variables=variables(environ), topology=topology())
+    found, facts = dict(loaded), topology()
+    if looks:
+        paths = libraries.loaded()
+        found |= libraries.versions(paths) | nvml.versions()
+        facts |= gpus.facts(looks) | {"gpu_libraries": libraries.file_names(paths.values())}
+    return Environment(code=dict(code), versions=found, variables=variables(environ), topology=facts)
 
 
 def conditions(when: str) -> dict[str, float]:

@@ -27,7 +27,10 @@ _EXPONENTS = np.array([-20, -6, -5, -4, -3, -2, -1, 0, 0, 1, 2, 3, 4, 5, 6], dty
 
 @dataclass(frozen=True)
 class Inputs:
-    """One rank's inputs: x bf16 [T, H]; topk_idx int64 [T, K], -1 where masked; topk_weights float32 [T, K]."""
+    """One rank's inputs: x bf16 [T, H]; topk_idx int64 [T, K], -1 where masked; topk_weights float32 [T, K].
+
+    All are on the device that the case runs on.
+    """
 
     x: torch.Tensor
     topk_idx: torch.Tensor
@@ -52,10 +55,10 @@ def token_rows(case: Case, rank: int) -> torch.Tensor:
     return rows
 
 
-def make_inputs(case: Case, rank: int) -> Inputs:
-    """The inputs of one rank. Raises `CaseError` for an unknown routing."""
+def make_inputs(case: Case, rank: int, device: str = "cpu") -> Inputs:
+    """The inputs of one rank, on `device`. Raises `CaseError` for an unknown routing."""
     return Inputs(
-        x=token_rows(case, rank),
-        topk_idx=torch.from_numpy(routing.selections(case, rank)),
-        topk_weights=torch.from_numpy(routing.weights(case, rank)),
+        x=token_rows(case, rank).to(device),
+        topk_idx=torch.from_numpy(routing.selections(case, rank)).to(device),
+        topk_weights=torch.from_numpy(routing.weights(case, rank)).to(device),
     )

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness.case import Device
 from harness.record import PlannedRun
-
-DEVICES: tuple[Device, ...] = ("cpu",)
-"""Devices that this version can time."""
 
 _NO_MORE_FILE = "no-more"
 

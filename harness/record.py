@@ -75,8 +75,9 @@ class Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """What may change under a series: compared between runs by content, never part of a series' identity.
 
     code: state of the code under test (`commit`, `branch`, `dirty`, `describe`). versions: library or tool to version
-    (python, torch, epwatch, kernel, cuda, driver, nccl, mscclpp, gloo where known). variables: the environment
-    variables that matter, by allow-list, never secrets. topology: free-form facts (numa nodes, cpu governor, links).
+    (python, torch, epwatch, kernel; of a GPU run what is loaded of driver, cuda_driver, cuda, nccl, nvshmem, mscclpp).
+    variables: the environment variables that matter, by allow-list, never secrets. topology: free-form facts (numa
+    nodes, cpu governor, links).
     """
 
     code: dict[str, str]
@@ -172,9 +173,10 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     run_id: unique for ever (32 hex digits), made when the run is planned. night: id of the night it belongs to, ""
     for a run outside any night. repeat: which repeat of its case in that night, from 0. started_at, ended_at: UTC,
-    RFC 3339. warmup, iters: of the protocol. conditions: what the machine was doing (load averages, clocks,
-    throttle reasons), before and after. phases is empty unless outcome is `ok`. placement: one entry a rank, in rank
-    order; empty where nobody saw the ranks. launcher: what started them (`srun`, `torchrun`, ...), "" where not known.
+    RFC 3339. warmup, iters: of the protocol. conditions: what the machine was doing (load averages, clocks, power),
+    before and after, and what protocol `graph` found of pairs. phases is empty unless outcome is `ok`. placement: one
+    entry a rank, in rank order; empty where nobody saw the ranks. launcher: what started them (`srun`, `torchrun`,
+    ...), "" where not known.
     attempt: which attempt of its job this was, from 1. scheduler_job: "Slurm job 123_4", "" outside of a scheduler.
     schema_version: of the document it was read from; a field that this version does not have is as its default says.
     """

@@ -12,6 +12,9 @@ import numpy as np
 from harness.errors import CaseError
 from harness.record import Stats
 
+LEADING_DROPPED = 1
+"""Iterations at the head of each rank's samples that no statistic counts: what comes after idle is another thing."""
+
 
 def summarise(samples_us: Sequence[Sequence[float]], leading_dropped: int) -> Stats:
     """Statistics of samples [ranks][iterations] in µs, without each rank's first `leading_dropped` iterations.

@@ -105,6 +105,16 @@ def remote_tokens(case: Case, topk_idx: Selections) -> float:
     return float(np.count_nonzero(goes_to_rank(case, topk_idx) & away[:, None, :])) / case.ranks
 
 
+def deduplicated_bytes(case: Case, topk_idx: Selections) -> dict[Phase, float]:
+    """Bytes per rank that leave it, averaged over ranks, where a token goes once to each rank and comes back likewise.
+
+    Only in mode `ll` with combine `exact` each remote selection's row comes back by itself.
+    """
+    tokens = remote_tokens(case, topk_idx)
+    rows_back = remote_selections(case, topk_idx) if case.combine == "exact" else tokens
+    return {"dispatch": tokens * dispatch_row_bytes(case), "combine": rows_back * combine_row_bytes(case)}
+
+
 def traffic(
     case: Case, phase: Phase, bytes_per_rank: dict[str, float], latency_us: float, wire_bytes_per_rank: float | None
 ) -> Traffic:

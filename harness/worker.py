@@ -51,7 +51,8 @@ def _measure(spec: JobSpec, rank: int) -> None:
 
         if rank == 0:
             # For the records of runs that no rank lives to write.
-            note_platform(log_folder, platform(spec.cluster, device, world.nodes, world.cpus_per_node))
+            here = platform(spec.cluster, device, world.nodes, world.cpus_per_node, world.gpus_of_first_node)
+            note_platform(log_folder, here)
 
         # Each run collects garbage, outside of its clock; with torch's objects to go through that takes 80 ms a time.
         gc.collect()

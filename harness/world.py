@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from harness import placement
+from harness import gpus, placement
 from harness.case import Device
 from harness.errors import WorldError
+from harness.gpus import Gpu
 from harness.record import RankPlacement
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ class World:
     """The ranks that measure together. Collectives here are for control, never timed.
 
     placement: of each rank. domain_of_rank: whose memory each rank can map, as `placement.memory_domain` names it.
+    gpu_of_rank: the GPU of each rank, None where it has none or the world is one of CPUs.
     deadline_s: of one operation of a backend; control waits longer, so that a rank which gave up at the deadline can
     still tell its peers.
     """
@@ -229,6 +231,7 @@ class World:
     place: Place
     placement: tuple[RankPlacement, ...]
     domain_of_rank: tuple[str, ...]
+    gpu_of_rank: tuple[Gpu | None, ...]
     deadline_s: float
     control: dist.ProcessGroup
 
@@ -251,6 +254,26 @@ class World:
     def nodes(self) -> int:
         """Nodes in the world: sets of ranks that can map each other's memory, on however many hosts."""
         return len(set(self.domain_of_rank))
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU of this rank."""
+        return self.gpu_of_rank[self.rank]
+
+    def device(self, kind: Device) -> str:
+        """This rank's device of a kind, as torch names it."""
+        return kind if self.gpu is None or kind == "cpu" else f"{kind}:{self.gpu.index}"
+
+    @property
+    def gpus_of_first_node(self) -> list[Gpu]:
+        """The GPUs that the ranks of the first node have, each once, in order of their first ranks."""
+        return gpus.distinct(
+            [
+                gpu
+                for gpu, domain in zip(self.gpu_of_rank, self.domain_of_rank, strict=True)
+                if domain == self.domain_of_rank[0]
+            ]
+        )
 
     @property
     def cpus_per_node(self) -> int:
@@ -291,36 +314,22 @@ def join(deadline_s: float = 60.0, *, device: Device = "cpu") -> Iterator[World]
     """Join the world the environment describes; leave it by a barrier and `destroy_process_group`, whatever happens.
 
     The barrier is left out when the body raised: peers may be gone. With `device` cuda the rank takes the GPU of its
-    local rank and NCCL is told which. Raises `WorldError` when variables are wrong or peers do not come in time.
+    local rank; where there is none its world has none, and it is for a case to say that it needs one. What ranks say
+    to each other never goes over their GPUs. Raises `WorldError` when variables are wrong or peers do not come in time.
     """
     where = place(os.environ)
     # Its watchdog reports peers that left as lost, with a stack trace, when the store's rank is first out.
     os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
-    if device == "cpu":
-        # What its sockets log with a stack trace comes to us as an exception too.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    # What its sockets log with a stack trace comes to us as an exception too.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if where.one_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = where.master_addr, str(where.master_port)
-    import torch
     import torch.distributed as dist
 
-    device_id = None
-    if device == "cuda":
-        if where.local_rank >= torch.cuda.device_count():
-            raise WorldError(
-                f"local rank {where.local_rank} has no GPU: this machine shows {torch.cuda.device_count()}"
-            )
-        device_id = torch.device("cuda", where.local_rank)
-        torch.cuda.set_device(device_id)
+    gpu = gpus.take(where.local_rank) if device == "cuda" else None
     try:
-        dist.init_process_group(
-            "gloo" if device_id is None else "cpu:gloo,cuda:nccl",
-            rank=where.rank,
-            world_size=where.size,
-            timeout=_control_deadline(deadline_s),
-            device_id=device_id,
-        )
+        dist.init_process_group("gloo", rank=where.rank, world_size=where.size, timeout=_control_deadline(deadline_s))
     except (RuntimeError, ValueError, OSError) as error:
         raise WorldError(
             f"rank {where.rank} of {where.size} could not join its peers at {where.master_addr}:{where.master_port} "
@@ -328,9 +337,10 @@ def join(deadline_s: float = 60.0, *, device: Device = "cpu") -> Iterator[World]
         ) from error
     try:
         control = dist.new_group(timeout=_control_deadline(deadline_s), backend="gloo")
-        world = World(where, (), (), deadline_s, control)
-        heard = world.gather((placement.here(where.rank), placement.memory_domain()))
-        yield replace(world, placement=tuple(one for one, _ in heard), domain_of_rank=tuple(one for _, one in heard))
+        world = World(where, (), (), (), deadline_s, control)
+        heard = world.gather((placement.here(where.rank), placement.memory_domain(), gpu))
+        places, domains, had = zip(*heard, strict=True)
+        yield replace(world, placement=places, domain_of_rank=domains, gpu_of_rank=had)
         dist.barrier(group=control)
     finally:
         dist.destroy_process_group()

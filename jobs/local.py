@@ -26,6 +26,7 @@ from jobs.night_folder import SUBMITTED_FILE, Attempt, NightFolder, Submitted
 
 _GRACE_S = 120.0
 _LOG_TAIL_LINES = 40
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class LocalCluster:
@@ -50,13 +51,13 @@ class LocalCluster:
         executor = submitit.LocalExecutor(attempt.folder / "submitit")
         # The harness ends the job at its own deadline and says so; the executor's is for a harness that cannot.
         limit_s = 2 * spec.deadline_s + _GRACE_S
+        executor.update_parameters(timeout_min=limit_s / 60, tasks_per_node=1, gpus_per_node=0, signal_delay_s=0)
+        # The executor hides all GPUs, or shows the first so many, whichever of them the user has set apart.
         cuda = any(run.case.device == "cuda" for run in spec.runs)
-        executor.update_parameters(
-            timeout_min=limit_s / 60, tasks_per_node=1, gpus_per_node=spec.ranks if cuda else 0, signal_delay_s=0
-        )
+        variables = {_VISIBLE_GPUS: os.environ.get(_VISIBLE_GPUS)} if cuda else {}
         try:
             with _environment(MARK, str(attempt.folder)):
-                job = executor.submit(work.measure, str(attempt.folder), str(self._lock))
+                job = executor.submit(work.measure, str(attempt.folder), str(self._lock), variables)
         except OSError as error:
             raise SubmitError(f"cannot start the job in {attempt.folder}: {error.strerror or error}") from None
         self._started[attempt.folder] = job

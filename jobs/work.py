@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness import job as jobspec
@@ -19,12 +21,18 @@ from jobs.night_folder import SPEC_FILE
 ENVELOPE_FILE = "envelope.json"
 
 
-def measure(folder: str, measuring_lock: str) -> None:
+def measure(folder: str, measuring_lock: str, variables: Mapping[str, str | None] | None = None) -> None:
     """Measure the spec in `folder`/job.json and write `folder`/envelope.json. Called in the job's own process.
 
     measuring_lock: file that is locked while this machine measures, so that two measurements never overlap; it
-    outlives a submitter that was killed.
+    outlives a submitter that was killed. variables: of the environment, in place of what the executor made of them;
+    None for one that is not to be set.
     """
+    for name, value in (variables or {}).items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     # A job may have been started from a shell's background, where Ctrl-C is ignored by inheritance.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     place = Path(folder)

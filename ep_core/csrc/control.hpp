@@ -24,7 +24,7 @@ constexpr int kMaxExperts = 65536;
 constexpr int kScaleBlock = 128;  // columns that share one fp8 scale
 constexpr std::size_t kPage = 4096;
 constexpr std::uint64_t kMagic = 0x3165726f635f7065;  // "ep_core1"
-constexpr std::uint64_t kProtocol = 1;                // changes with the layout of anything below
+constexpr std::uint64_t kProtocol = 2;                // changes with the layout of anything below
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "counters are shared between processes");
 
@@ -57,7 +57,9 @@ struct LowLatencyPost {
   std::int32_t experts;
   std::int32_t fp8;
   std::int32_t round_scale;
-  std::int32_t hooked;  // rows are received later, by a hook
+  std::int32_t ue8m0;
+  std::int32_t weighted;  // dispatch: weights travel; combine: rows come reduced
+  std::int32_t hooked;    // rows are received later, by a hook
   std::int32_t
       ring_rows;  // combine: rows go through a ring with this many places per destination; 0: they stay in place
 };

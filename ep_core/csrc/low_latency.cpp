@@ -1,6 +1,7 @@
 #include "low_latency.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 
@@ -82,6 +83,16 @@ void LowLatency::check_peers(const Pending& op) {
     compare("num_experts", mine.experts, theirs.experts);
     compare("use_fp8", mine.fp8, theirs.fp8);
     compare("round_scale", mine.round_scale, theirs.round_scale);
+    compare("use_ue8m0", mine.ue8m0, theirs.ue8m0);
+    if (mine.weighted != theirs.weighted && differs.empty()) {
+      const auto given = [&](const LowLatencyPost& post) {
+        if (post.phase == Phase::dispatch) return post.weighted ? "some" : "none";
+        return post.weighted ? "one of a dispatch with topk_weights" : "one of a dispatch without topk_weights";
+      };
+      differs = std::string(mine.phase == Phase::dispatch ? "topk_weights" : "handle") + ": rank " +
+                std::to_string(peer) + " gave " + given(theirs) + ", this rank " + given(mine);
+    }
+    if (mine.phase == Phase::dispatch && mine.weighted) compare("selections for each token", mine.topk, theirs.topk);
     if (!differs.empty()) {
       finish(pending_[op.epoch & 1]);
       throw WrongArgument(differs + "; all ranks must call alike");
@@ -125,6 +136,9 @@ LowLatency::Pending& LowLatency::stage_dispatch(const DispatchInput& in, bool ho
 
   auto* topk = reinterpret_cast<std::int32_t*>(base + at.topk);
   for (std::int64_t i = 0; i < in.tokens * in.topk_count; ++i) topk[i] = static_cast<std::int32_t>(in.topk[i]);
+  if (in.weighted) {
+    std::copy_n(in.weights, in.tokens * in.topk_count, reinterpret_cast<float*>(base + at.weights));
+  }
   world_.control().ll_post[epoch & 1] = {
       Phase::dispatch,
       static_cast<std::int32_t>(in.tokens),
@@ -134,6 +148,8 @@ LowLatency::Pending& LowLatency::stage_dispatch(const DispatchInput& in, bool ho
       static_cast<std::int32_t>(in.sizes.experts),
       in.fp8,
       in.round_scale,
+      in.ue8m0,
+      in.weighted,
       hooked,
       0,
   };
@@ -143,6 +159,9 @@ LowLatency::Pending& LowLatency::stage_dispatch(const DispatchInput& in, bool ho
   op.epoch = epoch;
   op.sizes = in.sizes;
   op.fp8 = in.fp8;
+  op.ue8m0 = in.ue8m0;
+  op.weighted = in.weighted;
+  op.topk_count = in.topk_count;
   op.own_rows = hooked || in.fp8 ? nullptr : in.x;
   publish(epoch, kPosted);
 
@@ -182,15 +201,16 @@ void LowLatency::receive_dispatch(Pending& op, const DispatchOutput& out) {
     for (std::int32_t t = 0; t < post.tokens; ++t) {
       for (std::int32_t k = 0; k < post.topk; ++k) {
         const std::int64_t local = *topk++ - first;
-        if (local >= 0 && local < at.local) visit(t, local);
+        if (local >= 0 && local < at.local) visit(t, k, local);
       }
     }
   };
 
   counts_.assign(static_cast<std::size_t>(at.local * ranks), 0);
   for (int source = 0; source < ranks; ++source) {
-    for_each_row(
-        source, [&](std::int32_t, std::int64_t local) { ++counts_[static_cast<std::size_t>(local * ranks + source)]; });
+    for_each_row(source, [&](std::int32_t, std::int32_t, std::int64_t local) {
+      ++counts_[static_cast<std::size_t>(local * ranks + source)];
+    });
   }
   cursor_.resize(counts_.size());
   std::int64_t received = 0;
@@ -207,6 +227,7 @@ void LowLatency::receive_dispatch(Pending& op, const DispatchOutput& out) {
     received += begin;
   }
   if (op.fp8) scale_rows_.assign(static_cast<std::size_t>(at.local * at.slots), nullptr);
+  if (op.weighted) std::fill_n(out.map_rows, at.slots * op.topk_count, -1);
 
   const bool stream = received * static_cast<std::int64_t>(row_bytes) >= kStreamFromBytes;
   // Own rows first, while peers are still staging theirs.
@@ -221,7 +242,8 @@ void LowLatency::receive_dispatch(Pending& op, const DispatchOutput& out) {
       rows = reinterpret_cast<const std::byte*>(op.own_rows);
       row_stride = row_bytes;
     }
-    for_each_row(source, [&](std::int32_t token, std::int64_t local) {
+    const auto* weights = reinterpret_cast<const float*>(half(source, op.epoch) + at.weights);
+    for_each_row(source, [&](std::int32_t token, std::int32_t k, std::int64_t local) {
       const std::int64_t slot = cursor_[static_cast<std::size_t>(local * ranks + source)]++;
       const auto cell = static_cast<std::size_t>(local * at.slots + slot);
       const std::byte* row = rows + static_cast<std::size_t>(token) * row_stride;
@@ -232,21 +254,41 @@ void LowLatency::receive_dispatch(Pending& op, const DispatchOutput& out) {
       }
       out.src_info[cell] = token;
       if (op.fp8) scale_rows_[cell] = reinterpret_cast<const float*>(row + hidden);
+      if (op.weighted) {
+        const std::int64_t to = (source * op.sizes.max_tokens + token) * op.topk_count + k;
+        out.map_rows[to] = static_cast<std::int32_t>(cell);
+        out.map_weights[to] = weights[token * op.topk_count + k];
+      }
     });
   }
   if (stream) store_fence();
 
-  if (op.fp8) {
-    const auto blocks = static_cast<std::int64_t>(hidden / kScaleBlock);
-    for (std::int64_t local = 0; local < at.local; ++local) {
-      const float* const* from = scale_rows_.data() + local * at.slots;
-      for (std::int64_t block = 0; block < blocks; ++block) {
-        float* to = out.scales + (local * blocks + block) * at.slots;
-        for (std::int32_t slot = 0; slot < out.count[local]; ++slot) to[slot] = from[slot][block];
+  if (op.fp8) write_scales(op, out);
+  finish(op);
+}
+
+// The scales of the rows that scale_rows_ names: as they are, or four exponents to a word, the first in the lowest
+// byte.
+void LowLatency::write_scales(const Pending& op, const DispatchOutput& out) const {
+  const LowLatencyLayout at = layout(op.sizes);
+  const std::int64_t packed = op.ue8m0 ? 4 : 1;
+  const std::int64_t words = op.sizes.hidden / kScaleBlock / packed;
+  for (std::int64_t local = 0; local < at.local; ++local) {
+    const float* const* from = scale_rows_.data() + local * at.slots;
+    for (std::int64_t word = 0; word < words; ++word) {
+      std::byte* to = out.scales + (local * words + word) * at.slots * static_cast<std::int64_t>(sizeof(float));
+      for (std::int32_t slot = 0; slot < out.count[local]; ++slot, to += sizeof(float)) {
+        std::uint32_t bits = std::bit_cast<std::uint32_t>(from[slot][word]);
+        if (op.ue8m0) {
+          bits = 0;
+          for (std::int64_t i = 0; i < packed; ++i) {
+            bits |= (std::bit_cast<std::uint32_t>(from[slot][word * packed + i]) >> 23 & 0xff) << (8 * i);
+          }
+        }
+        std::memcpy(to, &bits, sizeof(bits));
       }
     }
   }
-  finish(op);
 }
 
 void LowLatency::dispatch(const DispatchInput& in, const DispatchOutput& out) {

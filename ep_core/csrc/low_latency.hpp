@@ -3,7 +3,8 @@
 // Pull. A source stages each token once in its own segment (as it is, or quantised) with its top-k; every receiver
 // reads all sources' top-k, so it knows where each row goes, and gathers rows straight into the caller's tensors.
 // Combine goes the same way: an expert's rank stages rows at [local expert, slot] in its segment, and the source rank
-// reads them and reduces in top-k order.
+// reads them and reduces in top-k order. Or, when the weights came with the tokens, the expert's rank reduces the rows
+// of a token first (low_latency_reduce.cpp), and the source adds ranks in rank order.
 //
 // Epochs and halves. Operation e (1, 2, ...) uses half e % 2 of the region. A rank stages epoch e once every peer has
 // published ll_done[e % 2] >= e - 2, so two operations may be in flight: that is what receive hooks need.
@@ -32,19 +33,26 @@ struct DispatchInput {
   LowLatencySizes sizes;
   const std::uint16_t* x;    // bf16 [tokens, hidden]
   const std::int64_t* topk;  // [tokens, topk_count], -1 masked
+  const float* weights;      // [tokens, topk_count], read if weighted
   std::int64_t tokens;
   std::int64_t topk_count;
+  bool weighted;
   bool fp8;
   bool round_scale;
+  bool ue8m0;
 };
 
 struct DispatchOutput {
-  std::byte* x;                // [local experts, ranks * max_tokens, hidden], bf16 or e4m3
-  float* scales;               // storage [local experts, hidden / 128, ranks * max_tokens], or null
-  std::int32_t* src_info;      // [local experts, ranks * max_tokens]
+  std::byte* x;            // [local experts, ranks * max_tokens, hidden], bf16 or e4m3
+  std::byte* scales;       // float32, storage [local experts, hidden / 128, ranks * max_tokens]; or with ue8m0 int32
+                           // [local experts, hidden / 512, ranks * max_tokens]; or null
+  std::int32_t* src_info;  // [local experts, ranks * max_tokens]
   std::int64_t* layout_range;  // [local experts, ranks], begin << 32 | count
   std::int32_t* count;         // [local experts]
   std::int32_t* stats;         // [local experts], counts are added; or null
+  // If weighted: [ranks, max_tokens, topk_count], the row of each selection that came here, else -1; and its weight.
+  std::int32_t* map_rows;
+  float* map_weights;
 };
 
 struct CombineInput {
@@ -57,6 +65,8 @@ struct CombineInput {
   std::int64_t tokens;
   std::int64_t topk_count;
   bool zero_copy;
+  const std::int32_t* map_rows;  // as dispatch wrote it: rows are reduced here; or null
+  const float* map_weights;
 };
 
 class LowLatency {
@@ -89,6 +99,8 @@ class LowLatency {
     LowLatencySizes sizes{};
     const std::uint16_t* own_rows = nullptr;  // where this rank's own rows are: the caller's memory, or null: staged
     bool fp8 = false;
+    bool ue8m0 = false;
+    bool weighted = false;
     std::int64_t tokens = 0;
     std::int64_t topk_count = 0;
     std::vector<std::int64_t> topk;
@@ -105,6 +117,8 @@ class LowLatency {
   void check_topk(const LowLatencySizes& sizes, const std::int64_t* topk, std::int64_t tokens, std::int64_t topk_count,
                   bool dispatching);
   void check_handle(const CombineInput& in, bool& sorted) const;
+  void check_map(const CombineInput& in) const;
+  void check_offered(const CombineInput& in) const;
   Pending& pending(std::uint64_t epoch, Phase phase);
 
   template <class F>
@@ -117,10 +131,11 @@ class LowLatency {
 
   Pending& stage_dispatch(const DispatchInput& in, bool hooked);
   void receive_dispatch(Pending& op, const DispatchOutput& out);
+  void write_scales(const Pending& op, const DispatchOutput& out) const;
 
   // Stages; unless hooked, reduces tokens into `out` as soon as their rows are there.
   Pending& stage_combine(const CombineInput& in, bool hooked, std::uint16_t* out);
-  Pending& post_combine(const CombineInput& in, bool hooked, bool sorted);
+  Pending& post_combine(std::uint64_t epoch, const CombineInput& in, bool hooked, std::int64_t ring_rows);
   std::int64_t plan_ring(const CombineInput& in);
   bool ring_has_room(const Pending& op, std::int64_t chunk, int to) const;
   std::int64_t ring_rows_of(const Pending& op, int owner) const;
@@ -131,6 +146,9 @@ class LowLatency {
   void index_owner(const Pending& op, int owner);
   void reduce_chunk(const Pending& op, std::uint16_t* out);
   void receive_combine(Pending& op, std::uint16_t* out);
+
+  Pending& stage_reduced(const CombineInput& in, bool hooked);
+  void receive_reduced(Pending& op, std::uint16_t* out);
 
   World& world_;
   std::uint64_t epoch_ = 0;

@@ -129,7 +129,51 @@ void LowLatency::stage_chunk(const Pending& op, const CombineInput& in, std::int
 }
 
 // Publishes what the others must know of this rank's combine; no row yet.
-LowLatency::Pending& LowLatency::post_combine(const CombineInput& in, bool hooked, bool sorted) {
+LowLatency::Pending& LowLatency::post_combine(std::uint64_t epoch, const CombineInput& in, bool hooked,
+                                              std::int64_t ring_rows) {
+  const bool reduced = in.map_rows != nullptr;
+  world_.control().ll_post[epoch & 1] = {
+      Phase::combine,
+      static_cast<std::int32_t>(in.tokens),
+      static_cast<std::int32_t>(in.topk_count),
+      static_cast<std::int32_t>(in.sizes.max_tokens),
+      static_cast<std::int32_t>(in.sizes.hidden),
+      static_cast<std::int32_t>(in.sizes.experts),
+      0,
+      0,
+      0,
+      reduced,
+      hooked,
+      static_cast<std::int32_t>(ring_rows),
+  };
+  epoch_ = epoch;
+  Pending& op = pending_[epoch & 1];
+  op.phase = Phase::combine;
+  op.epoch = epoch;
+  op.sizes = in.sizes;
+  op.fp8 = false;
+  op.weighted = reduced;
+  op.tokens = in.tokens;
+  op.topk_count = in.topk_count;
+  publish(epoch, kPosted);
+  world_.ring_all();
+  return op;
+}
+
+void LowLatency::check_offered(const CombineInput& in) const {
+  if (in.zero_copy && offered_ != epoch_ + 1) {
+    throw Misuse(
+        "zero_copy: the rows must be in the buffer that get_next_low_latency_combine_buffer(handle) gave since "
+        "the last low-latency operation");
+  }
+}
+
+LowLatency::Pending& LowLatency::stage_combine(const CombineInput& in, bool hooked, std::uint16_t* out) {
+  check_fits(in.sizes);
+  check_topk(in.sizes, in.topk, in.tokens, in.topk_count, false);
+  bool sorted = true;
+  check_handle(in, sorted);
+  check_offered(in);
   const std::uint64_t epoch = begin(Phase::combine);
   const LowLatencyLayout at = layout(in.sizes);
   const int ranks = world_.ranks();
@@ -142,48 +186,12 @@ LowLatency::Pending& LowLatency::post_combine(const CombineInput& in, bool hooke
     std::copy_n(in.src_info + first, range.count, src_info + first);
   }
   ring_rows_ = hooked || in.zero_copy || !sorted ? 0 : plan_ring(in);
-  world_.control().ll_post[epoch & 1] = {
-      Phase::combine,
-      static_cast<std::int32_t>(in.tokens),
-      static_cast<std::int32_t>(in.topk_count),
-      static_cast<std::int32_t>(in.sizes.max_tokens),
-      static_cast<std::int32_t>(in.sizes.hidden),
-      static_cast<std::int32_t>(in.sizes.experts),
-      0,
-      0,
-      hooked,
-      static_cast<std::int32_t>(ring_rows_),
-  };
-  epoch_ = epoch;
-  Pending& op = pending_[epoch & 1];
-  op.phase = Phase::combine;
-  op.epoch = epoch;
-  op.sizes = in.sizes;
-  op.fp8 = false;
+  Pending& op = post_combine(epoch, in, hooked, ring_rows_);
   op.own_rows = hooked || in.zero_copy ? nullptr : in.x;
-  op.tokens = in.tokens;
-  op.topk_count = in.topk_count;
   op.topk.assign(in.topk, in.topk + in.tokens * in.topk_count);
   op.weights.assign(in.weights, in.weights + in.tokens * in.topk_count);
   indexed_ = false;
   reduced_ = 0;
-  publish(epoch, kPosted);
-  world_.ring_all();
-  return op;
-}
-
-LowLatency::Pending& LowLatency::stage_combine(const CombineInput& in, bool hooked, std::uint16_t* out) {
-  check_fits(in.sizes);
-  check_topk(in.sizes, in.topk, in.tokens, in.topk_count, false);
-  bool sorted = true;
-  check_handle(in, sorted);
-  if (in.zero_copy && offered_ != epoch_ + 1) {
-    throw Misuse(
-        "zero_copy: the rows must be in the buffer that get_next_low_latency_combine_buffer(handle) gave since "
-        "the last low-latency operation");
-  }
-  Pending& op = post_combine(in, hooked, sorted);
-  const int ranks = world_.ranks();
   const std::int64_t chunks = in.zero_copy ? 0 : chunk_count(in.sizes);
   cursor_.assign(static_cast<std::size_t>(in.sizes.experts), 0);
   staged_to_.assign(static_cast<std::size_t>(ranks), 0);
@@ -243,7 +251,7 @@ void LowLatency::build_index(Pending& op) {
   for (int peer = 0; peer < world_.ranks(); ++peer) {
     const LowLatencyPost& theirs = world_.control(peer).ll_post[op.epoch & 1];
     if (mine.phase != theirs.phase || mine.max_tokens != theirs.max_tokens || mine.hidden != theirs.hidden ||
-        mine.experts != theirs.experts) {
+        mine.experts != theirs.experts || mine.weighted != theirs.weighted) {
       return;
     }
   }
@@ -343,16 +351,25 @@ void LowLatency::receive_combine(Pending& op, std::uint16_t* out) {
 }
 
 void LowLatency::combine(const CombineInput& in, std::uint16_t* out) {
-  guarded(world_, [&] { receive_combine(stage_combine(in, false, out), out); });
+  guarded(world_, [&] {
+    if (in.map_rows != nullptr) {
+      receive_reduced(stage_reduced(in, false), out);
+    } else {
+      receive_combine(stage_combine(in, false, out), out);
+    }
+  });
 }
 
 std::uint64_t LowLatency::combine_send(const CombineInput& in) {
-  return guarded(world_, [&] { return stage_combine(in, true, nullptr).epoch; });
+  return guarded(world_, [&] {
+    return (in.map_rows != nullptr ? stage_reduced(in, true) : stage_combine(in, true, nullptr)).epoch;
+  });
 }
 
 void LowLatency::combine_receive(std::uint64_t epoch, std::uint16_t* out) {
   guarded(world_, [&] {
     Pending& op = pending(epoch, Phase::combine);
+    if (op.weighted) return receive_reduced(op, out);
     indexed_ = false;
     reduced_ = 0;
     receive_combine(op, out);

@@ -45,13 +45,14 @@ inline Range unpack(std::int64_t range) { return {range >> 32, range & 0xfffffff
 
 // Byte offsets within one half. Dispatch and combine never use the same half at once.
 struct LowLatencyLayout {
-  std::int64_t local;  // local experts
-  std::int64_t slots;  // rows per local expert
-  std::size_t topk;    // dispatch: int32 [tokens, topk]
-  std::size_t staged;  // dispatch: rows of staged_row bytes
+  std::int64_t local;   // local experts
+  std::int64_t slots;   // rows per local expert
+  std::size_t topk;     // dispatch: int32 [tokens, topk]
+  std::size_t weights;  // dispatch, if they travel: float32 [tokens, topk]
+  std::size_t staged;   // dispatch: rows of staged_row bytes
   std::size_t staged_row;
   std::size_t ranges;    // combine: int64 [local, ranks]
-  std::size_t src_info;  // combine: int32 [local, slots]
+  std::size_t src_info;  // combine: int32 [local, slots]; if rows come reduced: their places, int32 [ranks, tokens]
   std::size_t rows;      // combine: bf16 [local, slots, hidden]
   std::size_t bytes;
 
@@ -62,7 +63,8 @@ struct LowLatencyLayout {
     slots = ranks * sizes.max_tokens;
     const auto cells = static_cast<std::size_t>(local * slots);
     topk = 0;
-    staged = align_up(tokens * kMaxTopk * sizeof(std::int32_t), 64);
+    weights = tokens * kMaxTopk * sizeof(std::int32_t);
+    staged = align_up(weights + tokens * kMaxTopk * sizeof(float), 64);
     staged_row = align_up(std::max(2 * hidden, hidden + hidden / kScaleBlock * sizeof(float)), 64);
     const std::size_t dispatch_bytes = staged + tokens * staged_row;
     ranges = 0;

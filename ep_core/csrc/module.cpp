@@ -58,27 +58,32 @@ struct Host {
   }
 };
 
-DispatchInput dispatch_input(std::uintptr_t x, std::uintptr_t topk, std::int64_t tokens, std::int64_t topk_count,
-                             std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool fp8,
-                             bool round_scale) {
+DispatchInput dispatch_input(std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::int64_t tokens,
+                             std::int64_t topk_count, std::int64_t max_tokens, std::int64_t hidden,
+                             std::int64_t experts, bool weighted, bool fp8, bool round_scale, bool ue8m0) {
   return {{max_tokens, hidden, experts},
           at<const std::uint16_t>(x),
           at<const std::int64_t>(topk),
+          at<const float>(weights),
           tokens,
           topk_count,
+          weighted,
           fp8,
-          round_scale};
+          round_scale,
+          ue8m0};
 }
 
 DispatchOutput dispatch_output(std::uintptr_t x, std::uintptr_t scales, std::uintptr_t src_info,
-                               std::uintptr_t layout_range, std::uintptr_t count, std::uintptr_t stats) {
-  return {at<std::byte>(x),        at<float>(scales),      at<std::int32_t>(src_info), at<std::int64_t>(layout_range),
-          at<std::int32_t>(count), at<std::int32_t>(stats)};
+                               std::uintptr_t layout_range, std::uintptr_t count, std::uintptr_t stats,
+                               std::uintptr_t map_rows, std::uintptr_t map_weights) {
+  return {at<std::byte>(x),        at<std::byte>(scales),   at<std::int32_t>(src_info), at<std::int64_t>(layout_range),
+          at<std::int32_t>(count), at<std::int32_t>(stats), at<std::int32_t>(map_rows), at<float>(map_weights)};
 }
 
 CombineInput combine_input(std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::uintptr_t src_info,
                            std::uintptr_t layout_range, std::int64_t tokens, std::int64_t topk_count,
-                           std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool zero_copy) {
+                           std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool zero_copy,
+                           std::uintptr_t map_rows, std::uintptr_t map_weights) {
   return {{max_tokens, hidden, experts},
           at<const std::uint16_t>(x),
           at<const std::int64_t>(topk),
@@ -87,7 +92,9 @@ CombineInput combine_input(std::uintptr_t x, std::uintptr_t topk, std::uintptr_t
           at<const std::int64_t>(layout_range),
           tokens,
           topk_count,
-          zero_copy};
+          zero_copy,
+          at<const std::int32_t>(map_rows),
+          at<const float>(map_weights)};
 }
 
 // The rows of the next zero-copy combine, as bytes; the array keeps the mapping alive.
@@ -189,39 +196,43 @@ NB_MODULE(_host, m) {
            })
       .def(
           "ll_dispatch",
-          [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::int64_t tokens, std::int64_t topk_count,
-             std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool fp8, bool round_scale,
-             std::uintptr_t out_x, std::uintptr_t out_scales, std::uintptr_t out_src_info,
-             std::uintptr_t out_layout_range, std::uintptr_t out_count, std::uintptr_t stats) {
-            host.low_latency.dispatch(
-                dispatch_input(x, topk, tokens, topk_count, max_tokens, hidden, experts, fp8, round_scale),
-                dispatch_output(out_x, out_scales, out_src_info, out_layout_range, out_count, stats));
+          [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::int64_t tokens,
+             std::int64_t topk_count, std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool weighted,
+             bool fp8, bool round_scale, bool ue8m0, std::uintptr_t out_x, std::uintptr_t out_scales,
+             std::uintptr_t out_src_info, std::uintptr_t out_layout_range, std::uintptr_t out_count,
+             std::uintptr_t stats, std::uintptr_t map_rows, std::uintptr_t map_weights) {
+            host.low_latency.dispatch(dispatch_input(x, topk, weights, tokens, topk_count, max_tokens, hidden, experts,
+                                                     weighted, fp8, round_scale, ue8m0),
+                                      dispatch_output(out_x, out_scales, out_src_info, out_layout_range, out_count,
+                                                      stats, map_rows, map_weights));
           },
           release)
       .def(
           "ll_dispatch_send",
-          [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::int64_t tokens, std::int64_t topk_count,
-             std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool fp8, bool round_scale) {
-            return host.low_latency.dispatch_send(
-                dispatch_input(x, topk, tokens, topk_count, max_tokens, hidden, experts, fp8, round_scale));
+          [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::int64_t tokens,
+             std::int64_t topk_count, std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts, bool weighted,
+             bool fp8, bool round_scale, bool ue8m0) {
+            return host.low_latency.dispatch_send(dispatch_input(x, topk, weights, tokens, topk_count, max_tokens,
+                                                                 hidden, experts, weighted, fp8, round_scale, ue8m0));
           },
           release)
       .def(
           "ll_dispatch_receive",
           [](Host& host, std::uint64_t epoch, std::uintptr_t out_x, std::uintptr_t out_scales,
              std::uintptr_t out_src_info, std::uintptr_t out_layout_range, std::uintptr_t out_count,
-             std::uintptr_t stats) {
-            host.low_latency.dispatch_receive(
-                epoch, dispatch_output(out_x, out_scales, out_src_info, out_layout_range, out_count, stats));
+             std::uintptr_t stats, std::uintptr_t map_rows, std::uintptr_t map_weights) {
+            host.low_latency.dispatch_receive(epoch, dispatch_output(out_x, out_scales, out_src_info, out_layout_range,
+                                                                     out_count, stats, map_rows, map_weights));
           },
           release)
       .def(
           "ll_combine",
           [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::uintptr_t src_info,
              std::uintptr_t layout_range, std::int64_t tokens, std::int64_t topk_count, std::int64_t max_tokens,
-             std::int64_t hidden, std::int64_t experts, bool zero_copy, std::uintptr_t out) {
+             std::int64_t hidden, std::int64_t experts, bool zero_copy, std::uintptr_t map_rows,
+             std::uintptr_t map_weights, std::uintptr_t out) {
             host.low_latency.combine(combine_input(x, topk, weights, src_info, layout_range, tokens, topk_count,
-                                                   max_tokens, hidden, experts, zero_copy),
+                                                   max_tokens, hidden, experts, zero_copy, map_rows, map_weights),
                                      at<std::uint16_t>(out));
           },
           release)
@@ -229,9 +240,11 @@ NB_MODULE(_host, m) {
           "ll_combine_send",
           [](Host& host, std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, std::uintptr_t src_info,
              std::uintptr_t layout_range, std::int64_t tokens, std::int64_t topk_count, std::int64_t max_tokens,
-             std::int64_t hidden, std::int64_t experts, bool zero_copy) {
+             std::int64_t hidden, std::int64_t experts, bool zero_copy, std::uintptr_t map_rows,
+             std::uintptr_t map_weights) {
             return host.low_latency.combine_send(combine_input(x, topk, weights, src_info, layout_range, tokens,
-                                                               topk_count, max_tokens, hidden, experts, zero_copy));
+                                                               topk_count, max_tokens, hidden, experts, zero_copy,
+                                                               map_rows, map_weights));
           },
           release)
       .def(

@@ -19,13 +19,18 @@ One measurement calls, on every rank: `setup`; then, any number of times, `dispa
 failure anywhere. Methods raise what they like; an exception on any rank fails the run, not the job. The harness fills
 the tensors of `scratch` with poison before each check, so nothing may be kept in them across calls of `dispatch`.
 
+Tensors given and taken are on the device of the case, which is the device of `Setup.inputs`. On `cuda` operations are
+enqueued on the current stream and not waited for; `received` and `combined` wait, and raise what a kernel has found
+wrong. For protocol `kernel` a backend also has the attribute `kernels`, by phase
+the beginnings of its kernels' names (`kernels_of`).
+
 Importing this module does not import torch. Next to read: `harness.backends.torch_a2a`, a backend in full.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -61,6 +66,11 @@ class Received:
     topk_idx: torch.Tensor | None = None
     topk_weights: torch.Tensor | None = None
     ordered: bool = False
+
+    def on_cpu(self) -> Received:
+        """The same on the CPU, the tensors that are there already as they are."""
+        given = {name: getattr(self, name) for name in (field.name for field in fields(self)) if name != "ordered"}
+        return replace(self, **{name: tensor.cpu() for name, tensor in given.items() if tensor is not None})
 
 
 @dataclass(frozen=True)
@@ -123,3 +133,11 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give everything back. Must not wait for peers, which may have failed."""
+
+
+def kernels_of(backend: Backend, phase: Phase) -> tuple[str, ...]:
+    """The beginnings of the names of the phase's kernels, without template arguments; empty where not said.
+
+    They come from the backend's attribute `kernels`, a mapping of phase to names, which it need not have.
+    """
+    return tuple(getattr(backend, "kernels", {}).get(phase, ()))

@@ -2,8 +2,10 @@
 
 `ll`: `low_latency_dispatch` and `low_latency_combine` with every output handed in. `ht`: `get_dispatch_layout` and
 `dispatch` timed together as dispatch, then `combine`; what the operations return is as large as what arrived, so they
-allocate it. EPWATCH_INJECT_DELAY_US, the fault for drills, makes every combine sleep that long inside the timed region;
-the record's notes say so. Imports torch and ep_core only when used. Next to read: `ep_core.buffer`.
+allocate it. A CUDA graph must not ask how much arrived: for protocol `graph` that is as much as could arrive
+(`num_worst_tokens`). EPWATCH_INJECT_DELAY_US, the fault for drills, makes every combine sleep that long inside the
+timed region, on a GPU in its stream; the record's notes say so. Imports torch and ep_core only when used. Next to read:
+`ep_core.buffer`.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness import overrides
+from harness import overrides, routing, traffic
 from harness.backends.base import Received, Setup
 from harness.case import FP8_BLOCK, Case, Phase
 
@@ -21,10 +24,19 @@ if TYPE_CHECKING:
     import torch
 
 
+_SPIN_TO_CALIBRATE = 10_000_000
+
+
 class EpCoreBackend:
-    """`ep_core.Buffer` on CPU tensors; see the module."""
+    """`ep_core.Buffer` on CPU or CUDA tensors; see the module."""
 
     name: ClassVar[str] = "ep_core"
+    kernels: ClassVar[MappingProxyType[Phase, tuple[str, ...]]] = MappingProxyType(
+        {
+            "dispatch": ("ep_ll_dispatch", "ep_ht_layout", "ep_ht_notify", "ep_ht_dispatch"),
+            "combine": ("ep_ll_combine", "ep_ht_combine"),
+        }
+    )
 
     @classmethod
     def availability(cls) -> str | None:
@@ -37,23 +49,30 @@ class EpCoreBackend:
 
     @classmethod
     def supports(cls, case: Case) -> str | None:
-        """CPU; `ll` in bf16 or fp8 with combine exact, `ht` in bf16; one node."""
-        if case.device != "cpu":
-            return f"its engine for {case.device} tensors is not in this version"
+        """`ll` in bf16 or fp8 with either combine, `ht` in bf16; one node; CUDA where its engine can be used."""
         if case.nodes != 1:
             return "its ranks must share one machine's memory"
-        if case.mode == "ll" and case.combine != "exact":
-            return "in mode ll its combine is exact"
+        if case.device == "cuda":
+            from ep_core import cuda
+
+            if why := cuda.obstacle():
+                return f"its CUDA engine cannot be used: {why}"
         if case.mode == "ht" and case.dtype != "bf16":
             return "in mode ht it is measured with bf16 only"
         return None
 
     def setup(self, given: Setup) -> None:
         """Make the buffer and, for `ll`, every output. Raises `CaseError` for a bad EPWATCH_INJECT_DELAY_US."""
+        self._case = given.case
         self._delay_us = overrides.injected_delay_us(os.environ)
+        self._delay_cycles = round(self._delay_us * _cycles_per_us()) if self._on_gpu and self._delay_us else 0
         self._engine: _LowLatency | _HighThroughput = (
             _LowLatency(given) if given.case.mode == "ll" else _HighThroughput(given)
         )
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._case.device == "cuda"
 
     def dispatch(self) -> None:
         """Layout (`ht`) and dispatch."""
@@ -61,7 +80,9 @@ class EpCoreBackend:
 
     def combine(self) -> None:
         """Combine, after the injected delay where there is one."""
-        if self._delay_us:
+        if self._delay_cycles:
+            _spin(self._delay_cycles)
+        elif self._delay_us:
             time.sleep(self._delay_us * 1e-6)
         self._engine.combine()
 
@@ -71,6 +92,7 @@ class EpCoreBackend:
 
     def received(self) -> Received:
         """The rows, with source and token as the handle says."""
+        self._settle()
         return self._engine.received()
 
     def give(self, expert_output: torch.Tensor) -> None:
@@ -79,11 +101,24 @@ class EpCoreBackend:
 
     def combined(self) -> torch.Tensor:
         """The last combine's result: bf16 [T, H]."""
+        self._settle()
         return self._engine.out
 
+    def _settle(self) -> None:
+        """Wait until the GPU is idle, and raise what its kernels have found."""
+        if self._on_gpu:
+            import torch
+
+            torch.cuda.synchronize()
+        self._engine.buffer.check()
+
     def wire_bytes(self) -> dict[Phase, float] | None:
-        """None: rows are read in place from shared memory, so there is no link whose bytes could be counted."""
-        return None
+        """CUDA: what is left when a token goes once to each rank. CPU: None, since rows are read in place from shared
+        memory, and there is no link whose bytes could be counted.
+        """
+        if not self._on_gpu:
+            return None
+        return traffic.deduplicated_bytes(self._case, routing.all_selections(self._case))
 
     def notes(self) -> list[str]:
         """The injected delay, where there is one."""
@@ -99,6 +134,27 @@ class EpCoreBackend:
         self.__dict__.clear()
 
 
+def _spin(cycles: int) -> None:
+    """Keep the current stream busy for so many cycles of the GPU's clock."""
+    import torch
+
+    torch.cuda._sleep(cycles)
+
+
+def _cycles_per_us() -> float:
+    """How many cycles of the GPU's clock make a microsecond, by trying."""
+    import torch
+
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    _spin(_SPIN_TO_CALIBRATE)
+    begin.record()
+    _spin(_SPIN_TO_CALIBRATE)
+    end.record()
+    torch.cuda.synchronize()
+    spun_us: float = begin.elapsed_time(end) * 1e3
+    return _SPIN_TO_CALIBRATE / spun_us
+
+
 class _LowLatency:
     """Packed receive buffers [L, S, H] with S = R * Tmax slots per local expert, allocated once."""
 
@@ -110,23 +166,29 @@ class _LowLatency:
         case = self._case = given.case
         self._inputs = given.inputs
         self._max_tokens = max(case.tokens, 1)
-        self._buffer = Buffer(
+        # Weights that go along with the tokens are what makes combine reduce on the experts' ranks.
+        self._early_weights = given.inputs.topk_weights if case.combine == "local_reduce" else None
+        device = given.inputs.x.device
+        self.buffer = Buffer(
             given.group,
             num_rdma_bytes=Buffer.get_low_latency_rdma_size_hint(
                 self._max_tokens, case.hidden, case.ranks, case.experts
             ),
             low_latency_mode=True,
             timeout_s=given.deadline_s,
+            device=device,
         )
         local, slots = case.experts_per_rank, case.ranks * self._max_tokens
         fp8 = case.dtype == "fp8"
-        self._x = torch.empty(local, slots, case.hidden, dtype=torch.float8_e4m3fn if fp8 else torch.bfloat16)
-        self._scales = torch.empty(local, case.hidden // FP8_BLOCK, slots).transpose(1, 2) if fp8 else None
-        self._src_info = torch.empty(local, slots, dtype=torch.int32)
-        self._layout_range = torch.empty(local, case.ranks, dtype=torch.int64)
-        self._count = torch.empty(local, dtype=torch.int32)
-        self._expert_output = torch.zeros(local, slots, case.hidden, dtype=torch.bfloat16)
-        self.out = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16)
+        dtype, shape = torch.float8_e4m3fn if fp8 else torch.bfloat16, (local, slots, case.hidden)
+        scales = (local, case.hidden // FP8_BLOCK, slots)
+        self._x = torch.empty(shape, dtype=dtype, device=device)
+        self._scales = torch.empty(scales, device=device).transpose(1, 2) if fp8 else None
+        self._src_info = torch.empty(local, slots, dtype=torch.int32, device=device)
+        self._layout_range = torch.empty(local, case.ranks, dtype=torch.int64, device=device)
+        self._count = torch.empty(local, dtype=torch.int32, device=device)
+        self._expert_output = torch.zeros(shape, dtype=torch.bfloat16, device=device)
+        self.out = torch.empty(case.tokens, case.hidden, dtype=torch.bfloat16, device=device)
         self._handle: Any = None
 
     def scratch(self) -> list[torch.Tensor]:
@@ -134,7 +196,7 @@ class _LowLatency:
         return [tensor for tensor in made if tensor is not None]
 
     def dispatch(self) -> None:
-        self._handle = self._buffer.low_latency_dispatch(
+        self._handle = self.buffer.low_latency_dispatch(
             self._inputs.x,
             self._inputs.topk_idx,
             self._max_tokens,
@@ -145,10 +207,11 @@ class _LowLatency:
             out_src_info=self._src_info,
             out_layout_range=self._layout_range,
             out_count=self._count,
+            topk_weights=self._early_weights,
         )[2]
 
     def combine(self) -> None:
-        self._buffer.low_latency_combine(
+        self.buffer.low_latency_combine(
             self._expert_output, self._inputs.topk_idx, self._inputs.topk_weights, self._handle, out=self.out
         )
 
@@ -156,7 +219,7 @@ class _LowLatency:
         import torch
 
         slots = self._src_info.shape[1]
-        in_use = torch.arange(slots) < self._count[:, None]
+        in_use = torch.arange(slots, device=self._count.device) < self._count[:, None]
         self._expert, self._slot = torch.nonzero(in_use, as_tuple=True)
         begin, length = self._layout_range >> 32, self._layout_range & 0xFFFFFFFF
         # A slot's source is the block it lies in; -1 where it lies in none.
@@ -181,7 +244,7 @@ class _LowLatency:
         self._expert_output[self._expert, self._slot] = expert_output
 
     def close(self) -> None:
-        self._buffer.destroy()
+        self.buffer.destroy()
 
 
 class _HighThroughput:
@@ -195,10 +258,13 @@ class _HighThroughput:
         case = self._case = given.case
         self._inputs, self._rank = given.inputs, given.rank
         row_bytes = case.hidden * torch.bfloat16.itemsize
+        device = given.inputs.x.device
         configs = (Buffer.get_dispatch_config(case.ranks), Buffer.get_combine_config(case.ranks))
         ring_bytes = max(config.get_nvl_buffer_size_hint(row_bytes, case.ranks) for config in configs)
-        self._buffer = Buffer(given.group, num_nvl_bytes=ring_bytes, timeout_s=given.deadline_s)
-        self._expert_output = torch.empty(0)
+        self.buffer = Buffer(given.group, num_nvl_bytes=ring_bytes, timeout_s=given.deadline_s, device=device)
+        # A row from every token of the world is the most that can arrive.
+        self._worst = max(case.ranks * case.tokens, 1) if case.protocol == "graph" else 0
+        self._expert_output = torch.zeros(self._worst, case.hidden, dtype=torch.bfloat16, device=device)
         self.out = torch.empty(0)
         self._rows: Any = torch.empty(0)
         self._topk_idx: Any = self._rows
@@ -211,10 +277,10 @@ class _HighThroughput:
 
     def dispatch(self) -> None:
         inputs = self._inputs
-        per_rank, per_node, per_expert, in_rank, _ = self._buffer.get_dispatch_layout(
+        per_rank, per_node, per_expert, in_rank, _ = self.buffer.get_dispatch_layout(
             inputs.topk_idx, self._case.experts
         )
-        self._rows, self._topk_idx, self._topk_weights, _, self._handle, _ = self._buffer.dispatch(
+        self._rows, self._topk_idx, self._topk_weights, _, self._handle, _ = self.buffer.dispatch(
             inputs.x,
             num_tokens_per_rank=per_rank,
             num_tokens_per_rdma_rank=per_node,
@@ -222,10 +288,11 @@ class _HighThroughput:
             num_tokens_per_expert=per_expert,
             topk_idx=inputs.topk_idx,
             topk_weights=inputs.topk_weights,
+            num_worst_tokens=self._worst,
         )
 
     def combine(self) -> None:
-        self.out = self._buffer.combine(self._expert_output, self._handle)[0]
+        self.out = self.buffer.combine(self._expert_output, self._handle)[0]
 
     def received(self) -> Received:
         import torch
@@ -233,17 +300,21 @@ class _HighThroughput:
         rank_prefix, source_token = self._handle[0], self._handle[3]
         ends = rank_prefix[:, self._rank].to(torch.int64)
         lengths = torch.diff(ends, prepend=ends.new_zeros(1))
+        count = int(ends[-1])
         return Received(
-            x=self._rows,
-            source=torch.arange(self._case.ranks).repeat_interleave(lengths),
-            token=source_token.to(torch.int64),
-            topk_idx=self._topk_idx,
-            topk_weights=self._topk_weights,
+            x=self._rows[:count],
+            source=torch.arange(self._case.ranks, device=ends.device).repeat_interleave(lengths),
+            token=source_token[:count].to(torch.int64),
+            topk_idx=self._topk_idx[:count],
+            topk_weights=self._topk_weights[:count],
             ordered=True,
         )
 
     def give(self, expert_output: torch.Tensor) -> None:
-        self._expert_output = expert_output
+        if self._worst:
+            self._expert_output[: len(expert_output)] = expert_output
+        else:
+            self._expert_output = expert_output
 
     def close(self) -> None:
-        self._buffer.destroy()
+        self.buffer.destroy()

@@ -32,11 +32,14 @@ class RankFailed(AssertionError):
 
 
 class Context:
-    """What a function gets that runs on a rank: its rank, groups of the first n ranks, and room for state."""
+    """What a function gets that runs on a rank: its rank, device, groups of the first n ranks, and room for state."""
 
-    def __init__(self, rank: int, ranks: int, groups: dict[int, dist.ProcessGroup | None]) -> None:
+    def __init__(
+        self, rank: int, ranks: int, groups: dict[int, dist.ProcessGroup | None], device: torch.device
+    ) -> None:
         self.rank = rank
         self.ranks = ranks
+        self.device = device
         self.state: dict[Any, Any] = {}
         self._groups = groups
 
@@ -46,14 +49,34 @@ class Context:
         assert group is not None
         return group
 
-    def buffer(self, ranks: int, nvl: int, rdma: int, timeout_s: float = 30.0) -> Any:
-        """A buffer kept between calls."""
+    def new_buffer(self, ranks: int, nvl: int = 0, rdma: int = 0, timeout_s: float = 30.0) -> Any:
+        """A buffer for this rank's device."""
         import ep_core
 
+        return ep_core.Buffer(self.group(ranks), nvl, rdma, True, timeout_s=timeout_s, device=self.device)
+
+    def buffer(self, ranks: int, nvl: int, rdma: int, timeout_s: float = 30.0) -> Any:
+        """A buffer kept between calls."""
         key = (ranks, nvl, rdma, timeout_s)
         if key not in self.state:
-            self.state[key] = ep_core.Buffer(self.group(ranks), nvl, rdma, True, timeout_s=timeout_s)
+            self.state[key] = self.new_buffer(*key)
         return self.state[key]
+
+    def settle(self, buffer: Any) -> None:
+        """Wait for all that was enqueued, and raise what kernels reported."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        buffer.check()
+
+
+def device_of(rank: int, kind: str) -> torch.device:
+    """The device of a rank of a world of `kind`: ranks beyond the number of GPUs share them."""
+    return torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
+
+
+def poison_new_tensors() -> None:
+    """Make `torch.empty` fill with NaN and the largest integers, so that what was never written is never right."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _load(path: str) -> Any:
@@ -63,23 +86,30 @@ def _load(path: str) -> Any:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(Path(path).parent))
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
 
 
-def _rank_main(rank: int, ranks: int, port: int, subgroups: list[int], pipe: Connection, env: dict[str, str]) -> None:
+def _rank_main(
+    rank: int, ranks: int, port: int, subgroups: list[int], pipe: Connection, env: dict[str, str], kind: str
+) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     os.environ.update(env)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     torch.manual_seed(rank)
+    poison_new_tensors()
+    device = device_of(rank, kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
     sys.path.insert(0, str(Path(__file__).parent))
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     groups = {n: dist.new_group(list(range(n))) for n in subgroups}
     groups[ranks] = dist.group.WORLD
-    context = Context(rank, ranks, groups)
+    context = Context(rank, ranks, groups, device)
     pipe.send(("ready", None))
     while True:
         try:
@@ -94,10 +124,16 @@ def _rank_main(rank: int, ranks: int, port: int, subgroups: list[int], pipe: Con
 
 
 class RankWorld:
-    """`ranks` processes in one process group. Every call has a deadline; a rank that does not answer ends the world."""
+    """`ranks` processes in one process group. Every call has a deadline; a rank that does not answer ends the world.
 
-    def __init__(self, ranks: int, env: dict[str, str] | None = None, subgroups: list[int] | None = None) -> None:
+    device: "cpu", or "cuda" for ranks that take the GPUs in turn. broken: a rank failed, so ranks may no longer agree.
+    """
+
+    def __init__(
+        self, ranks: int, env: dict[str, str] | None = None, subgroups: list[int] | None = None, device: str = "cpu"
+    ) -> None:
         self.ranks = ranks
+        self.broken = False
         wanted = list(range(1, ranks)) if subgroups is None else subgroups
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._pipes: list[Connection] = []
@@ -105,7 +141,7 @@ class RankWorld:
         for rank in range(ranks):
             ours, theirs = _context.Pipe()
             process = _context.Process(
-                target=_rank_main, args=(rank, ranks, self._store.port, wanted, theirs, env or {}), daemon=True
+                target=_rank_main, args=(rank, ranks, self._store.port, wanted, theirs, env or {}, device), daemon=True
             )
             process.start()
             theirs.close()
@@ -147,6 +183,7 @@ class RankWorld:
                     os.kill(self.processes[rank].pid or 0, signal.SIGUSR1)
                 time.sleep(0.5)
                 self.close()
+                self.broken = True
                 raise RankFailed(f"ranks {sorted(pending.values())} did not answer within {timeout_s} s {errors}")
             for pipe in ready:
                 rank = pending[pipe]  # type: ignore[index]
@@ -158,6 +195,7 @@ class RankWorld:
                 if kind == "error":
                     errors.append(f"rank {rank}:\n{value}")
         if errors:
+            self.broken = True
             raise RankFailed("\n".join(errors))
         return [results[rank] for rank in ranks]
 

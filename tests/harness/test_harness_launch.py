@@ -21,6 +21,7 @@ GOOD = {
     "ep_core ll": EP_CORE_LL,
     "ep_core ll paired": but(EP_CORE_LL, protocol="paired", routing="duplicates"),
     "ep_core ll fp8": but(EP_CORE_LL, dtype="fp8", routing="skewed"),
+    "ep_core ll local_reduce": but(EP_CORE_LL, combine="local_reduce", routing="masked"),
     "ep_core ll without tokens": but(EP_CORE_LL, tokens=0),
     "ep_core ht": but(EP_CORE_LL, mode="ht", combine="local_reduce", routing="masked"),
 }
@@ -29,8 +30,8 @@ REFUSED = {
     "'nope' is not known; known are": but(TORCH_LL, backend="nope"),
     "routing 'zipf' is unknown": but(TORCH_LL, routing="zipf"),
     "needs a GPU; on device cpu there are phased, paired": but(TORCH_LL, protocol="graph"),
-    "device 'cuda' cannot be timed": but(TORCH_LL, device="cuda"),
-    "in mode ll its combine is exact": but(EP_CORE_LL, combine="local_reduce"),
+    "device cuda cannot be used on": but(TORCH_LL, device="cuda"),
+    "in mode ll its combine is exact": but(TORCH_LL, combine="local_reduce"),
     "libfast.so.2 is not installed": but(TORCH_LL, backend="unavailable"),
 }
 

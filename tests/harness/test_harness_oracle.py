@@ -15,6 +15,7 @@ from harness.errors import WrongAnswer
 from harness.inputs import make_inputs, token_rows
 
 LL = Case(backend="torch", mode="ll", ranks=2, tokens=12, hidden=256, topk=3, experts=6, routing="masked")
+LL_LOCAL_REDUCE = msgspec.structs.replace(LL, combine="local_reduce")
 FP8 = msgspec.structs.replace(LL, dtype="fp8")
 HT = msgspec.structs.replace(LL, mode="ht", combine="local_reduce")
 
@@ -93,7 +94,7 @@ cases = st.builds(
         routing=name,
         seed=seed,
     ),
-    st.sampled_from([LL, FP8, HT]),
+    st.sampled_from([LL, LL_LOCAL_REDUCE, FP8, HT]),
     st.integers(1, 4),
     st.integers(1, 20),
     st.integers(1, 5),

@@ -1,5 +1,6 @@
 """Bytes are counted from routing alone: compared with a count token by token, on any world."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -90,6 +91,12 @@ def test_remote_rows_equal_a_walk_over_tokens(problem):
             tokens += len(set(owners) - {source})
     assert traffic.remote_selections(case, topk_idx) == pytest.approx(selections / case.ranks)
     assert traffic.remote_tokens(case, topk_idx) == pytest.approx(tokens / case.ranks)
+    row = traffic.dispatch_row_bytes(case)
+    for combine, rows_back in (("exact", selections), ("local_reduce", tokens)):
+        assert traffic.deduplicated_bytes(msgspec.structs.replace(case, combine=combine), topk_idx) == {
+            "dispatch": pytest.approx(tokens / case.ranks * row),
+            "combine": pytest.approx(rows_back / case.ranks * 2 * case.hidden),
+        }
 
 
 def test_bandwidth_comes_from_the_given_time_and_aggregates_over_ranks():

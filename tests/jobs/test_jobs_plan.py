@@ -210,6 +210,12 @@ def test_the_example_makes_sense():
     assert all(planned.case.device == "cpu" for planned in plan.cases)
 
 
+def test_the_example_for_gpus_makes_sense():
+    plan = load(Path(__file__).parents[2] / "examples" / "nightly-gpu.toml")
+    assert all(planned.case.device == "cuda" for planned in plan.cases)
+    assert {planned.case.protocol for planned in plan.cases} == {"phased", "graph", "kernel"}
+
+
 def test_a_line_is_found_in_the_right_table():
     text = "[a]\nx = 1\n[[cases]]\nx = 2\n[[cases]]\n  'x' = 3\n"
     assert [line_of(text, field) for field in ("a.x", "cases[0].x", "cases[1].x")] == [2, 4, 6]

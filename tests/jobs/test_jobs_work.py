@@ -18,8 +18,8 @@ def folder(tmp_path):
     return folder
 
 
-def left_by(folder):
-    work.measure(str(folder), str(folder.parent / "measuring.lock"))
+def left_by(folder, **changes):
+    work.measure(str(folder), str(folder.parent / "measuring.lock"), **changes)
     return read_envelope(folder / work.ENVELOPE_FILE)
 
 
@@ -42,3 +42,14 @@ def test_the_envelope_of_a_job_that_failed_says_so_too(folder):
 def test_a_job_that_was_told_nothing_leaves_an_envelope_without_an_attempt(folder):
     envelope = left_by(folder)
     assert (envelope.outcome, envelope.kind, envelope.attempt) == ("error", "FileNotFoundError", 0)
+
+
+@pytest.mark.parametrize("visible", ["3,1", None])
+def test_a_job_sees_the_gpus_that_its_user_set_apart(folder, monkeypatch, visible):
+    impossible = Case(backend="torch", mode="ll", ranks=65, tokens=16, hidden=256, topk=2, experts=65, device="cuda")
+    run = PlannedRun(run_id=new_run_id(), case=impossible)
+    job.save(JobSpec(runs=[run], spool=str(folder / "spool"), log_folder=str(folder / "logs")), folder / SPEC_FILE)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert left_by(folder, variables={"CUDA_VISIBLE_DEVICES": visible}).outcome == "done"
+    found = record.read(record.recorded(folder / "spool", run.run_id))
+    assert found.environment.variables.get("CUDA_VISIBLE_DEVICES") == visible

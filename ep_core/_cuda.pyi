@@ -1,0 +1,154 @@
+"""The extension: see ep_core/csrc/cuda/module.cpp.
+
+Addresses are integers (0: none), a stream is a cudaStream_t; callers have checked what lies there. Every method
+enqueues and returns unless its comment says that it waits.
+"""
+
+BUILT_FOR: str
+COMPILER: str
+MAX_RANKS: int
+MAX_TOPK: int
+MAX_EXPERTS: int
+MAX_HIDDEN: int
+
+def obstacle() -> str: ...
+def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int) -> int: ...
+def high_throughput_least_bytes(row_bytes: int, extra_bytes: int, ranks: int, /) -> int: ...
+
+class Cuda:
+    def __init__(
+        self, rank: int, ranks: int, nvl_bytes: int, rdma_bytes: int, timeout_s: float, device: int
+    ) -> None: ...
+    @property
+    def base(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def ipc_handle(self) -> bytes: ...
+    def connect_ipc(self, handles: list[bytes]) -> None: ...
+    def connect_pointers(self, bases: list[int]) -> None: ...
+    def destroy(self) -> None: ...  # waits for the device
+    # Phase, kind (1 a deadline passed, 2 ranks did not call alike, 3 a wrong value), ranks, seconds waited; of a wrong
+    # value the expert and its flat index in topk_idx, -1 for one that is selected too often.
+    def failure(self) -> tuple[str, int, list[int], float, int, int] | None: ...
+    def check_low_latency_fits(self, max_tokens: int, hidden: int, experts: int) -> None: ...
+    def dispatch_layout(
+        self,
+        stream: int,
+        topk: int,
+        tokens: int,
+        topk_count: int,
+        experts: int,
+        per_rank: int,
+        per_expert: int,
+        in_rank: int,
+        /,
+    ) -> None: ...
+    def ll_dispatch(
+        self,
+        stream: int,
+        parts: int,
+        sms: int,
+        ticket: int,
+        x: int,
+        topk: int,
+        weights: int,
+        tokens: int,
+        topk_count: int,
+        max_tokens: int,
+        hidden: int,
+        experts: int,
+        fp8: bool,
+        round_scale: bool,
+        ue8m0: bool,
+        out_x: int,
+        out_scales: int,
+        out_src_info: int,
+        out_layout_range: int,
+        out_count: int,
+        stats: int,
+        map_rows: int,
+        map_weights: int,
+        map_sent: int,
+        /,
+    ) -> None: ...
+    def ll_combine(
+        self,
+        stream: int,
+        parts: int,
+        sms: int,
+        ticket: int,
+        x: int,
+        topk: int,
+        weights: int,
+        tokens: int,
+        topk_count: int,
+        max_tokens: int,
+        hidden: int,
+        experts: int,
+        local_reduce: bool,
+        zero_copy: bool,
+        map_rows: int,
+        map_weights: int,
+        map_sent: int,
+        out: int,
+        /,
+    ) -> None: ...
+    def ll_combine_rows(self, max_tokens: int, hidden: int, experts: int, /) -> int: ...
+    def ht_notify(
+        self,
+        stream: int,
+        tokens: int,
+        experts: int,
+        per_rank: int,
+        per_expert: int,
+        in_rank: int,
+        room: int,
+        rank_prefix: int,
+        send_head: int,
+        host_wanted: bool,
+        /,
+    ) -> None: ...
+    def ht_counts(self, timeout_s: float, /) -> tuple[int, list[int]]: ...  # waits for the last ht_notify
+    def ht_dispatch(
+        self,
+        stream: int,
+        sms: int,
+        x: int,
+        row_bytes: int,
+        scales: int,
+        scales_per_row: int,
+        topk: int,
+        weights: int,
+        topk_count: int,
+        tokens: int,
+        experts: int,
+        in_rank: int,
+        send_head: int,
+        rank_prefix: int,
+        room: int,
+        out_x: int,
+        out_scales: int,
+        out_topk: int,
+        out_weights: int,
+        out_src_idx: int,
+        /,
+    ) -> None: ...
+    def ht_combine(
+        self,
+        stream: int,
+        sms: int,
+        x: int,
+        is_f32: bool,
+        columns: int,
+        weights: int,
+        topk_count: int,
+        in_rank: int,
+        send_head: int,
+        rank_prefix: int,
+        tokens: int,
+        bias_0: int,
+        bias_1: int,
+        out: int,
+        out_weights: int,
+        /,
+    ) -> None: ...
