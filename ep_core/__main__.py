@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ep_core import _host, cuda, peers
+from ep_core import _host, cuda, mscclpp_mapping, peers
 
 
 def host_obstacle() -> str:
@@ -40,7 +40,7 @@ def transport() -> str:
         return f"nothing: {error}"
     if chosen == "mscclpp":
         return "MSCCL++ (EP_CORE_TRANSPORT=ipc chooses CUDA IPC)"
-    obstacle = peers.mscclpp_obstacle()
+    obstacle = mscclpp_mapping.obstacle()
     return f"CUDA IPC (MSCCL++: {obstacle or 'usable, but EP_CORE_TRANSPORT says ipc'})"
 
 

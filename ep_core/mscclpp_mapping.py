@@ -2,7 +2,7 @@
 
 MSCCL++'s communicator, registered memory, connections, semaphores and memory channels stand in one place, `Transport`;
 its messages travel through the process group's store, since its own bootstrap has waits without a deadline. Called by
-`ep_core.cuda`. Next to read: `ep_core.messages`, then `ep_core/csrc/mscclpp/transport.hpp`.
+`ep_core.peers`. Next to read: `ep_core.messages`, then `ep_core/csrc/mscclpp/transport.hpp`.
 """
 
 from __future__ import annotations

@@ -1,36 +1,28 @@
 """How the ranks of a CUDA buffer find and map each other's memory.
 
 Addresses go through the process group's store (`ep_core.rendezvous`); memory is mapped by MSCCL++ where that is
-installed, else by CUDA IPC handles. EP_CORE_TRANSPORT=ipc asks for the latter. Called by `ep_core.cuda`.
+installed, else by CUDA IPC handles. EP_CORE_TRANSPORT=ipc asks for the latter. Called by `ep_core.cuda`. Next to read:
+`ep_core.mscclpp_mapping`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
 
-from ep_core import rendezvous
+from ep_core import mscclpp_mapping, rendezvous
 
 if TYPE_CHECKING:
     from ep_core._cuda import Cuda
 
 _TRANSPORT = "EP_CORE_TRANSPORT"
 Transport = Literal["mscclpp", "ipc"]
-
-
-def mscclpp_obstacle() -> str:
-    """Why MSCCL++ cannot map the peers here; empty when it can."""
-    if importlib.util.find_spec("ep_core.mscclpp_mapping") is None:
-        return "this build has no support for it"
-    return str(_mscclpp().obstacle())
 
 
 def transport() -> Transport:
@@ -40,7 +32,7 @@ def transport() -> Transport:
         return "ipc"
     if wanted not in ("", "mscclpp"):
         raise ValueError(f"{_TRANSPORT}: wanted mscclpp or ipc, got {wanted!r}")
-    obstacle = mscclpp_obstacle()
+    obstacle = mscclpp_mapping.obstacle()
     if wanted and obstacle:
         raise ValueError(f"{_TRANSPORT}: mscclpp cannot be used here: {obstacle}")
     return "ipc" if obstacle else "mscclpp"
@@ -51,7 +43,7 @@ class Peers:
     """The other ranks, mapped. pids: by rank, None where it lives among other process numbers than ours."""
 
     pids: list[int | None]
-    mapping: Any
+    mapping: mscclpp_mapping.PeerMapping | None
 
     def close(self) -> None:
         """Give up what maps them; waits for nobody."""
@@ -90,7 +82,7 @@ def map_peers(
         _check_reachable(rank, address.gpu, device)
     mapping = None
     if chosen == "mscclpp":
-        mapping = _mscclpp().map_peers(group, cuda.base, cuda.size, device.index, timeout_s)
+        mapping = mscclpp_mapping.map_peers(group, cuda.base, cuda.size, device.index, timeout_s)
         cuda.connect_pointers(mapping.addresses)
     else:
         cuda.connect_ipc([bytes.fromhex(address.ipc_handle) for address in found])
@@ -125,7 +117,3 @@ class _Memory:
     def __init__(self, address: int, size: int, keep: object) -> None:
         self._keep = keep
         self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 2}
-
-
-def _mscclpp() -> Any:
-    return importlib.import_module("ep_core.mscclpp_mapping")
