@@ -24,6 +24,9 @@ class Messages:
     """What `rank` of `ranks` sends to and receives from each other rank, under keys that start with `name`.
 
     Every wait ends `timeout_s` seconds after construction, with `EPTimeoutError` that names the ranks awaited.
+
+    Attributes:
+        awaited: the ranks awaited now, or whose message came last; none after a `meet`.
     """
 
     def __init__(self, store: Store, name: str, rank: int, ranks: int, timeout_s: float) -> None:
@@ -58,14 +61,16 @@ class Messages:
             with self._naming(self._peers):
                 self._store.set(f"{self._name}/{step}/{self._rank}", "here")
             self._wait({peer: f"{self._name}/{step}/{peer}" for peer in self._peers})
+            self.awaited = []
 
     def give_up(self) -> None:
         """End every wait, of whatever thread, at once."""
         self._given_up.set()
 
     def late(self, why: str = "") -> EPTimeoutError:
-        """The error for the ranks awaited now."""
-        return EPTimeoutError("construction", self._rank, self.awaited, time.monotonic() - self._started, why=why)
+        """The error for the ranks awaited now, or for all when it is none in particular."""
+        missing = self.awaited or self._peers
+        return EPTimeoutError("construction", self._rank, missing, time.monotonic() - self._started, why=why)
 
     def _key(self, count: Counter[tuple[int, int]], source: int, target: int, tag: int) -> str:
         peer = target if source == self._rank else source

@@ -2,7 +2,7 @@
 
 MSCCL++'s communicator, registered memory, connections, semaphores and memory channels stand in one place, `Transport`;
 its messages travel through the process group's store, since its own bootstrap has waits without a deadline. Called by
-`ep_core.cuda`. Next to read: `ep_core.messages`, then `ep_core/csrc/mscclpp/transport.hpp`.
+`ep_core.peers`. Next to read: `ep_core.messages`, then `ep_core/csrc/mscclpp/transport.hpp`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -51,12 +52,13 @@ class PeerMapping:
     """
 
     def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+        # Also when the process exits, which would crash with memory still mapped.
+        self._close = weakref.finalize(self, transport.close)
         self.addresses = transport.addresses()
 
     def close(self) -> None:
         """Unmap the peers' memory, without waiting for them; no kernel may use it any more. May be called twice."""
-        self._transport.close()
+        self._close()
 
 
 def map_peers(group: dist.ProcessGroup, base: int, size: int, device: int, timeout_s: float) -> PeerMapping:
@@ -76,7 +78,11 @@ def map_peers(group: dist.ProcessGroup, base: int, size: int, device: int, timeo
 
     def talk() -> None:
         messages.meet("here")
-        transport = _mscclpp.Transport(rank, ranks, base, size, device, server, messages.send, messages.receive)
+        try:
+            transport = _mscclpp.Transport(rank, ranks, base, size, device, server, messages.send, messages.receive)
+        except RuntimeError as error:
+            where = f" of rank {messages.awaited[0]}" if messages.awaited else ""
+            raise RuntimeError(f"MSCCL++ could not share the memory{where}: {error}") from None
         messages.meet("mapped")
         mapped.append(transport)
 
@@ -85,6 +91,7 @@ def map_peers(group: dist.ProcessGroup, base: int, size: int, device: int, timeo
     except EPTimeoutError:
         raise
     except TimeoutError:
+        _mscclpp.abandon()
         raise messages.late() from None
     finally:
         messages.give_up()

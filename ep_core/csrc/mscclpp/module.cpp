@@ -42,6 +42,7 @@ NB_MODULE(_mscclpp, m) {
   using release = nb::call_guard<nb::gil_scoped_release>;
   m.doc() = "Maps the memory of peers' GPUs through MSCCL++; see ep_core/csrc/mscclpp/.";
   m.attr("VERSION") = mscclpp::version();
+  m.def("abandon", &abandon);
   nb::class_<DescriptorServer>(m, "DescriptorServer")
       .def(nb::init<std::int64_t>(), "timeout_s"_a, release())
       .def("stop", &DescriptorServer::stop, release());

@@ -46,4 +46,8 @@ class Transport {
   std::vector<Entry> entries_;
 };
 
+// For when MSCCL++ cannot be cleaned up: its device is lost, or a thread waits in it for good. It destroys its static
+// objects in an order that crashes while it holds descriptors, so the process will exit without destroying any.
+void abandon();
+
 }  // namespace ep_core
