@@ -86,14 +86,12 @@ class Cuda:
         hidden: int,
         experts: int,
         local_reduce: bool,
-        zero_copy: bool,
         map_rows: int,
         map_weights: int,
         map_sent: int,
         out: int,
         /,
     ) -> None: ...
-    def ll_combine_rows(self, max_tokens: int, hidden: int, experts: int, /) -> int: ...
     def ht_notify(
         self,
         stream: int,

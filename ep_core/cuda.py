@@ -107,6 +107,7 @@ class CudaEngine:
         self._streams = Streams(device)
         self._open = OpenOperations()
         self._sizes: set[tuple[int, int, int]] = set()
+        self._rows: dict[tuple[int, int, int], torch.Tensor] = {}
         self._offered: tuple[int, int, int] | None = None
         self._destroyed = False
         torch.cuda.init()
@@ -204,8 +205,9 @@ class CudaEngine:
         # What a receive hook reads later is the caller's to change by then.
         topk_idx = given.topk_idx.clone() if defer else given.topk_idx
         topk_weights = given.topk_weights.clone() if defer else given.topk_weights
+        x = self._rows[max_tokens, hidden, experts] if given.zero_copy else given.x
         addresses = (
-            given.x.data_ptr(),
+            x.data_ptr(),
             topk_idx.data_ptr(),
             topk_weights.data_ptr(),
             tokens,
@@ -214,7 +216,6 @@ class CudaEngine:
             hidden,
             experts,
             handle.combine == "local_reduce",
-            given.zero_copy,
             *_addresses(handle.map),
             out.data_ptr(),
         )
@@ -248,12 +249,16 @@ class CudaEngine:
         return receive
 
     def next_combine_buffer(self, max_tokens: int, hidden: int, experts: int) -> torch.Tensor:
-        """See `ep_core.engine.Engine`."""
+        """See `ep_core.engine.Engine`. No peer reads or writes these rows, so they are memory of their own.
+
+        It is kept as long as the engine, as a CUDA graph may hold its address.
+        """
         self.check_low_latency_fits(max_tokens, hidden, experts)
-        self._offered = (max_tokens, hidden, experts)
-        address = self._cuda.ll_combine_rows(max_tokens, hidden, experts)
-        shape = (experts // self._ranks, self._ranks * max_tokens, hidden)
-        return peers.tensor_at(address, shape, self.device, keep=self._cuda)
+        sizes = self._offered = (max_tokens, hidden, experts)
+        if sizes not in self._rows:
+            shape = (experts // self._ranks, self._ranks * max_tokens, hidden)
+            self._rows[sizes] = torch.empty(shape, dtype=torch.bfloat16, device=self.device)
+        return self._rows[sizes]
 
     def dispatch_layout(
         self, topk_idx: torch.Tensor, experts: int, call: Call

@@ -8,7 +8,6 @@ installed, else by CUDA IPC handles. EP_CORE_TRANSPORT=ipc asks for the latter. 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -103,17 +102,3 @@ def _check_reachable(rank: int, gpu: str, device: torch.device) -> None:
                 f"rank {rank} uses cuda:{index}, whose memory {device} cannot map: nvidia-smi topo -p2p r says which "
                 "GPUs can; choose ranks among those"
             )
-
-
-def tensor_at(address: int, shape: tuple[int, int, int], device: torch.device, keep: object) -> torch.Tensor:
-    """The bf16 tensor of `shape` at `address`, which holds on to `keep`."""
-    memory = _Memory(address, math.prod(shape) * torch.bfloat16.itemsize, keep)
-    return torch.as_tensor(memory, device=device).view(torch.bfloat16).view(shape)
-
-
-class _Memory:
-    """Bytes on a GPU, as torch takes them."""
-
-    def __init__(self, address: int, size: int, keep: object) -> None:
-        self._keep = keep
-        self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 2}

@@ -7,7 +7,9 @@
 //
 // Epochs count the operations of a lane (low latency, high throughput, high throughput's notify), on the device: see
 // `begin` in device.cuh. Operation e of the low-latency lane uses half e % 2 of its region; the ring has one half. A
-// rank writes epoch e into a half only after every peer has acknowledged the epoch that was there before.
+// rank writes epoch e into a half only after every peer has acknowledged the epoch that was there before. Operations of
+// different sizes may follow each other without a pause, so the halves of all sizes that fit must keep clear of each
+// other: half 0 begins where the payload does, half 1 ends where it ends.
 //
 // Next to read: device.cuh, then low_latency_dispatch.cu.
 #pragma once
@@ -114,8 +116,6 @@ struct LowLatencyLayout {
   std::int64_t stage_bytes;  // of one staged dispatch row
   std::int64_t half_bytes;   // wanted for one half's payload
   std::int64_t payload_stride;
-  std::int64_t rows;       // zero copy: bf16 [local, slots, hidden]
-  std::int64_t row_bytes;  // wanted for them
 
   EP_HOST_DEVICE LowLatencyLayout(const LowLatencySizes& sizes, int ranks, std::int64_t region_bytes) {
     const std::int64_t tokens = sizes.max_tokens;
@@ -135,16 +135,14 @@ struct LowLatencyLayout {
     const std::int64_t reduced = all * row;
     half_bytes = align_up(
         dispatch > exact ? (dispatch > reduced ? dispatch : reduced) : (exact > reduced ? exact : reduced), kPage);
-    payload_stride = half_bytes;
-    rows = payload + 2 * payload_stride;
-    row_bytes = align_up(static_cast<std::int64_t>(sizes.experts) * tokens * row, kPage);
+    payload_stride = region_bytes / kPage * kPage - half_bytes - payload;
   }
 
   // The least region for these sizes.
   static std::int64_t least_bytes(const LowLatencySizes& sizes, int ranks) {
     const LowLatencyLayout at(sizes, ranks, 0);
     const std::int64_t by_words = (2 * at.word_bytes + kPage) * kWordShare;
-    const std::int64_t by_payload = (2 * at.half_bytes + at.row_bytes + kPage) * kWordShare / (kWordShare - 1) + kPage;
+    const std::int64_t by_payload = (2 * at.half_bytes + kPage) * kWordShare / (kWordShare - 1) + kPage;
     return align_up(by_words > by_payload ? by_words : by_payload, kPage);
   }
 };

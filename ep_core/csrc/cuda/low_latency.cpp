@@ -85,10 +85,4 @@ void LowLatency::combine(const LowLatencyCall& given, const CombineInput& in, co
         "low_latency_combine cannot be launched");
 }
 
-std::byte* LowLatency::rows(const LowLatencySizes& sizes) const {
-  const LowLatencyLayout at = layout(sizes);
-  const World& world = segment_.world();
-  return world.base[world.rank] + world.low_latency + at.rows;
-}
-
 }  // namespace ep_core::cuda

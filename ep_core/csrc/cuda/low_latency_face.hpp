@@ -19,8 +19,6 @@ class LowLatency {
                 int multiprocessors, cudaStream_t stream) const;
   void combine(const LowLatencyCall& call, const CombineInput& in, const Map& map, void* out, int multiprocessors,
                cudaStream_t stream) const;
-  // Where a zero-copy combine takes its rows from: bf16 [local, slots, hidden], read by this rank alone.
-  std::byte* rows(const LowLatencySizes& sizes) const;
 
  private:
   LowLatencyLayout layout(const LowLatencySizes& sizes) const;

@@ -155,17 +155,12 @@ NB_MODULE(_cuda, m) {
       .def("ll_combine",
            [](Cuda& cuda, std::uintptr_t stream, int parts, int multiprocessors, std::uintptr_t ticket,
               std::uintptr_t x, std::uintptr_t topk, std::uintptr_t weights, int tokens, int topk_count, int max_tokens,
-              int hidden, int experts, bool local_reduce, bool zero_copy, std::uintptr_t map_rows,
-              std::uintptr_t map_weights, std::uintptr_t map_sent, std::uintptr_t out) {
-             const LowLatencyCall call = call_of(parts, ticket, tokens, topk_count, max_tokens, hidden, experts);
-             const void* rows = zero_copy ? cuda.low_latency.rows(call.sizes) : at<const std::byte>(x);
+              int hidden, int experts, bool local_reduce, std::uintptr_t map_rows, std::uintptr_t map_weights,
+              std::uintptr_t map_sent, std::uintptr_t out) {
              cuda.low_latency.combine(
-                 call, {rows, at<const std::int64_t>(topk), at<const float>(weights), local_reduce},
+                 call_of(parts, ticket, tokens, topk_count, max_tokens, hidden, experts),
+                 {at<const void>(x), at<const std::int64_t>(topk), at<const float>(weights), local_reduce},
                  map_of(map_rows, map_weights, map_sent), at<void>(out), multiprocessors, stream_of(stream));
-           })
-      .def("ll_combine_rows",
-           [](const Cuda& cuda, int max_tokens, int hidden, int experts) {
-             return reinterpret_cast<std::uintptr_t>(cuda.low_latency.rows({max_tokens, hidden, experts}));
            })
       .def("dispatch_layout",
            [](const Cuda& cuda, std::uintptr_t stream, std::uintptr_t topk, int tokens, int topk_count, int experts,
