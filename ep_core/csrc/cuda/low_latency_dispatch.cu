@@ -144,8 +144,9 @@ class Dispatch {
     constexpr int kAhead = 4;
     const int topk = a.call.topk;
     const int stride = static_cast<int>(gridDim.x);
-    const int tokens = min(kWarps, (a.call.tokens - first_token + stride - 1) / stride);
-    const std::int64_t end = static_cast<std::int64_t>(first_token + (tokens - 1) * stride) * topk;
+    const int left = max(a.call.tokens - first_token, 0);
+    const int tokens = min(kWarps, (left + stride - 1) / stride);
+    const std::int64_t end = tokens == 0 ? 0 : static_cast<std::int64_t>(first_token + (tokens - 1) * stride) * topk;
     std::int64_t ahead[kAhead];
     const auto load = [&](std::int64_t begin) {
 #pragma unroll
