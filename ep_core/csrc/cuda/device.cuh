@@ -208,16 +208,19 @@ __device__ inline Operation take_turn(const World& world, Phase phase, Lane lane
   return {phase, lane, __shfl_sync(kAll, epoch, 0), signature};
 }
 
-// By one whole warp: returns when every peer has done with what the half held before, so it may be written.
-__device__ inline void wait_for_turn(const World& world, const Operation& op) {
+// By one whole warp: returns when every peer has done with what the half held before, so it may be written. False when
+// the buffer is broken: then it may not.
+__device__ inline bool wait_for_turn(const World& world, const Operation& op) {
   const std::uint64_t distance = op.lane == kLowLatency ? 2 : 1;
   const std::uint64_t before = op.epoch > distance ? op.epoch - distance : 0;
+  bool good = !is_broken(world);
   for (int peer = static_cast<int>(threadIdx.x) % kWarp; peer < world.ranks; peer += kWarp) {
     if (peer == world.rank) continue;
     const auto done = [&](std::uint64_t value) { return value >= before; };
-    wait_until(world, op, peer, &world.control().ack[op.lane][op.half()][peer], done);
+    if (!wait_until(world, op, peer, &world.control().ack[op.lane][op.half()][peer], done)) good = false;
   }
   __syncwarp();
+  return __all_sync(kAll, good) != 0;
 }
 
 // By one whole warp of one block, before this launch's `tell_call`: acknowledges what earlier operations consumed; they

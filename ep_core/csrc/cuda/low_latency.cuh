@@ -40,11 +40,15 @@ struct Half {
   __device__ std::byte* at(int peer, std::int64_t offset) const { return world.base[peer] + payload + offset; }
 };
 
-// By one whole warp of every block: the operation this launch belongs to, whose half may be written.
+// By one whole warp of every block: the operation this launch belongs to, whose half may be written. Epoch 0 when the
+// buffer is broken: the half may still be read then, and what this launch has to send may be made of what an earlier one
+// did not receive, which peers would take for good.
 __device__ inline Operation begin_call(const World& world, const LowLatencyCall& call, Phase phase) {
-  if ((call.parts & kSend) == 0) return {phase, kLowLatency, *call.ticket, call.signature};
-  const Operation op = take_turn(world, phase, kLowLatency, call.signature);
-  wait_for_turn(world, op);
+  if ((call.parts & kSend) == 0) {
+    return {phase, kLowLatency, is_broken(world) ? 0 : *call.ticket, call.signature};
+  }
+  Operation op = take_turn(world, phase, kLowLatency, call.signature);
+  if (!wait_for_turn(world, op)) op.epoch = 0;
   return op;
 }
 

@@ -181,7 +181,11 @@ class Gather {
     return (static_cast<std::int64_t>(source) * a.call.sizes.max_tokens + token) * a.call.topk;
   }
   __device__ std::int64_t row_here(int source, int token) const {
-    return lane_id() < a.call.topk ? a.map.rows[selection_index(source, token) + lane_id()] : -1;
+    if (lane_id() >= a.call.topk) return -1;
+    const std::int32_t told = a.map.rows[selection_index(source, token) + lane_id()];
+    // A dispatch that failed has not written its whole map.
+    const auto rows = static_cast<std::uint32_t>(a.call.sizes.experts * a.call.sizes.max_tokens);
+    return static_cast<std::uint32_t>(told) < rows ? told : -1;
   }
   __device__ int piece_bytes(int chunk) const { return 2 * a.chunks.of(chunk, a.call.sizes.hidden); }
   __device__ const std::byte* input(std::int64_t from, int chunk) const {
@@ -251,7 +255,8 @@ class Combine {
     if (wrong) fail_wrong_value(world, op.phase, expert, index);
     if (__any_sync(kAll, wrong)) return;
     const int owner = expert >= 0 ? static_cast<int>(expert) / local : -1;
-    const std::uint64_t awaited = ranks_named(owner) & (own_in_place ? ~(1ull << world.rank) : ~0ull);
+    // All that were sent, also those masked since: nothing comes any more when the operation has ended.
+    const std::uint64_t awaited = a.map.sent[2 * token] & (own_in_place ? ~(1ull << world.rank) : ~0ull);
     const std::int64_t own_row = own_in_place && owner == world.rank ? gather.row_here(world.rank, token) : -1;
     const float weight = expert >= 0 ? a.in.weights[index] : 0.0f;
     if (!await(awaited, token, chunk)) return;
@@ -307,6 +312,7 @@ class Combine {
       if ((ranks >> peer & 1) == 0) continue;
       there = there && wait_for_epoch(world, op, peer, flag(world.rank, peer, token, chunk));
     }
+    __syncwarp();
     return __all_sync(kAll, there);
   }
 
@@ -358,6 +364,7 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
     const auto wait_for_operation = [&] {
       __syncthreads();
       begun = true;
+      if (shared_op.epoch == 0) return;
       if (tells()) tell_late(a.world, a.call, shared_op);
       if (receives && blockIdx.x == 0 && warp_id() == kWarps - 1) check_alike(a.world, shared_op);
     };
@@ -376,6 +383,10 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
       }
     }
     if (!begun) wait_for_operation();
+    if (shared_op.epoch == 0) {
+      if (!kLocalReduce && reads && gather.here != 0) gather.wait_for_rows();
+      break;
+    }
     if (!any) break;
     Combine combine(a, shared_op, gather);
     if constexpr (kLocalReduce) {

@@ -157,7 +157,7 @@ class Dispatch {
     };
     load(0);
     const int mine = first_token + warp_id() * stride;
-    const int expert = checked_expert(mine);
+    const int expert = own_expert(mine);
     const int words = tokens * kMaxExperts / 4;
     for (int i = threadIdx.x; i < words; i += kThreads) reinterpret_cast<std::uint32_t*>(own.first)[i] = kAll;
     own.earlier[warp_id()][lane_id()] = 0;
@@ -313,7 +313,9 @@ class Dispatch {
       const std::uint32_t told = selection_told(index);
       const int expert = expert_of(told) - first_expert;
       if (expert >= 0 && expert < local) {
-        row = expert * slots() + cells[piece.source * local + expert] + position_of(told);
+        // Of ranks that do not call alike, a slot may lie anywhere.
+        const std::int64_t slot = cells[piece.source * local + expert] + position_of(told);
+        if (slot < slots()) row = expert * slots() + slot;
       }
       if (piece.chunk == 0) {
         a.map.rows[index] = static_cast<std::int32_t>(row);
@@ -396,14 +398,24 @@ class Dispatch {
 
   __device__ static unsigned lanes_below() { return (1u << lane_id()) - 1; }
 
-  // Lane k's expert of an own token, -1 where it is masked, absent or wrong.
-  __device__ int checked_expert(int token) const {
+  // Lane k's expert of an own token, -1 where it is masked, absent or wrong, for which on_wrong(expert, flat index).
+  template <class OnWrong>
+  __device__ int expert_of_own(int token, const OnWrong& on_wrong) const {
     if (token >= a.call.tokens || lane_id() >= a.call.topk) return -1;
     const std::int64_t at = static_cast<std::int64_t>(token) * a.call.topk + lane_id();
     const std::int64_t expert = a.in.topk[at];
     if (expert >= -1 && expert < a.call.sizes.experts) return static_cast<int>(expert);
-    fail_wrong_value(world, op.phase, expert, at);
+    on_wrong(expert, at);
     return -1;
+  }
+  // Before the operation is known, so that nobody can be told what is wrong; `push` comes by every token.
+  __device__ int own_expert(int token) const {
+    return expert_of_own(token, [](std::int64_t, std::int64_t) {});
+  }
+  __device__ int checked_expert(int token) const {
+    return expert_of_own(token, [&](std::int64_t expert, std::int64_t at) {
+      fail_wrong_value(world, op.phase, expert, at);
+    });
   }
 
   __device__ void write_scales(const Piece& piece, std::int64_t row, int columns) {
@@ -476,6 +488,10 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
   }
   __syncthreads();
   op = shared_op;
+  if (op.epoch == 0) {
+    if (begins_with_own) barrier_wait(&barriers[warp_id()], 0);
+    return;
+  }
   Dispatch<kFp8> dispatch(a, op, buffer, &barriers[warp_id()], cells, kept);
 
   if (sends) {
