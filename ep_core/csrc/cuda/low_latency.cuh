@@ -41,8 +41,8 @@ struct Half {
 };
 
 // By one whole warp of every block: the operation this launch belongs to, whose half may be written. Epoch 0 when the
-// buffer is broken: the half may still be read then, and what this launch has to send may be made of what an earlier one
-// did not receive, which peers would take for good.
+// buffer is broken: the half may still be read then, and what this launch has to send may be made of what an earlier
+// one did not receive, which peers would take for good.
 __device__ inline Operation begin_call(const World& world, const LowLatencyCall& call, Phase phase) {
   if ((call.parts & kSend) == 0) {
     return {phase, kLowLatency, is_broken(world) ? 0 : *call.ticket, call.signature};

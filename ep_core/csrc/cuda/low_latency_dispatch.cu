@@ -413,9 +413,8 @@ class Dispatch {
     return expert_of_own(token, [](std::int64_t, std::int64_t) {});
   }
   __device__ int checked_expert(int token) const {
-    return expert_of_own(token, [&](std::int64_t expert, std::int64_t at) {
-      fail_wrong_value(world, op.phase, expert, at);
-    });
+    return expert_of_own(token,
+                         [&](std::int64_t expert, std::int64_t at) { fail_wrong_value(world, op.phase, expert, at); });
   }
 
   __device__ void write_scales(const Piece& piece, std::int64_t row, int columns) {
