@@ -189,7 +189,9 @@ class CudaEngine:
         def launch(stream: int, parts: int, ticket: int) -> None:
             self._cuda.ll_dispatch(stream, parts, self._ll_sms, ticket, *addresses)
 
-        return self._low_latency("low_latency_dispatch", launch, call, defer, (given, out, map))
+        received = (out.x, out.scales, out.src_info, out.layout_range, out.count, out.stats)
+        keep = (given.x, given.topk_idx, given.topk_weights, *received, *_tensors(map))
+        return self._low_latency("low_latency_dispatch", launch, call, defer, keep)
 
     def low_latency_combine(self, given: LowLatencyBack, out: torch.Tensor, call: Call, *, defer: bool) -> Hook | None:
         """See `ep_core.engine.Engine`."""
@@ -223,10 +225,16 @@ class CudaEngine:
         def launch(stream: int, parts: int, ticket: int) -> None:
             self._cuda.ll_combine(stream, parts, self._ll_sms, ticket, *addresses)
 
-        return self._low_latency("low_latency_combine", launch, call, defer, (given, topk_idx, topk_weights, out))
+        keep = (x, topk_idx, topk_weights, out, *_tensors(handle.map))
+        return self._low_latency("low_latency_combine", launch, call, defer, keep)
 
     def _low_latency(
-        self, name: str, launch: Callable[[int, int, int], None], call: Call, defer: bool, keep: object
+        self,
+        name: str,
+        launch: Callable[[int, int, int], None],
+        call: Call,
+        defer: bool,
+        keep: tuple[torch.Tensor | None, ...],
     ) -> Hook | None:
         """Launch an operation, or its send; `keep` holds what the returned receive will still need."""
         self._open.check(name)
@@ -239,12 +247,16 @@ class CudaEngine:
         launch(call.stream, _SEND, ticket.data_ptr())
         number = self._open.begin(received=False)
 
-        def receive(_keep: object = keep) -> None:
+        def receive() -> None:
             self.check()
             self._open.receive(name, number)
             with self.call(None, False) as later:
                 launch(later.stream, _RECEIVE, ticket.data_ptr())
-            ticket.record_stream(torch.cuda.current_stream(self.device))
+            if later.stream == call.stream:
+                return
+            for tensor in (ticket, *keep):
+                if tensor is not None:
+                    tensor.record_stream(torch.cuda.current_stream(self.device))
 
         return receive
 
@@ -403,6 +415,10 @@ class OpenOperations:
         if number not in self._open:
             raise RuntimeError(f"{name}: this receive hook was already called")
         self._open.remove(number)
+
+
+def _tensors(map: LowLatencyMap | None) -> tuple[torch.Tensor | None, ...]:
+    return () if map is None else (map.rows, map.weights, map.sent)
 
 
 def _addresses(map: LowLatencyMap | None) -> tuple[int, int, int]:

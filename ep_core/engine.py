@@ -41,21 +41,25 @@ class LowLatencyHandle(tuple[torch.Tensor, torch.Tensor, int, int, int]):
     Attributes:
         map: where rows went; None where the engine finds them by the handle.
         combine: the arithmetic of its combine.
+        tokens: those that this rank sent, as many as its combine is for; None where nobody knows.
     """
 
     map: LowLatencyMap | None
     combine: Combine
+    tokens: int | None
 
     def __new__(
         cls,
         values: tuple[torch.Tensor, torch.Tensor, int, int, int],
         map: LowLatencyMap | None = None,
         combine: Combine = "exact",
+        tokens: int | None = None,
     ) -> LowLatencyHandle:
         """A handle of these five values; without the rest, what a plain tuple says."""
         self = super().__new__(cls, values)
         self.map = map
         self.combine = combine
+        self.tokens = tokens
         return self
 
 

@@ -153,7 +153,8 @@ class LowLatencyFace:
             call.uses(x, topk_idx, topk_weights, out.x, out.scales, out.src_info, out.layout_range, out.count, stats)
             if map is not None:
                 call.uses(map.rows, map.weights, map.sent)
-        handle = LowLatencyHandle((out.src_info, out.layout_range, max_tokens, hidden, num_experts), map, combine)
+        values = (out.src_info, out.layout_range, max_tokens, hidden, num_experts)
+        handle = LowLatencyHandle(values, map, combine, tokens)
         return out.x if out.scales is None else (out.x, out.scales), out.count, handle, call.event(), hook
 
     def low_latency_combine(
@@ -203,6 +204,8 @@ class LowLatencyFace:
         checks.topk(topk)
         if tokens > max_tokens:
             raise ValueError(f"topk_idx: wanted at most the handle's {max_tokens} tokens, got {tokens}")
+        if handle.map is not None and tokens != handle.tokens:
+            raise ValueError(f"topk_idx: wanted the {handle.tokens} tokens that were dispatched, got {tokens}")
         checks.tensor("topk_weights", topk_weights, self.device, torch.float32, (tokens, topk))
         checks.tensor("handle[0] (src_info)", src_info, self.device, torch.int32, (local, slots))
         checks.tensor("handle[1] (layout_range)", layout_range, self.device, torch.int64, (local, self.group_size))

@@ -61,15 +61,21 @@ class Streams:
         return self._own
 
     def ordered(self, stream: torch.cuda.Stream) -> None:
-        """Make `stream` wait for the operation before, if that was on another one. Not while it is being captured."""
-        if stream == self._last:
+        """Make `stream` wait for the operation before, if that was on another one.
+
+        While a graph is captured that goes for the operations captured; those before it cannot be waited for there.
+        """
+        last = self._last
+        if stream == last:
             return
-        with torch.cuda.device(self.device):
-            if torch.cuda.is_current_stream_capturing():
-                return
-        if self._last is not None:
-            stream.wait_event(self._last.record_event())
         self._last = stream
+        if last is not None and self._captures(None) == self._captures(last):
+            stream.wait_event(last.record_event())
+
+    def _captures(self, stream: torch.cuda.Stream | None) -> bool:
+        """Whether what `stream` is given is captured; None: the current one."""
+        with torch.cuda.device(self.device), torch.cuda.stream(stream):
+            return torch.cuda.is_current_stream_capturing()
 
 
 class CudaCall(Call):
