@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import ep_oracle
 import pytest
 import torch
 import torch.distributed as dist
-from ep_faults import act, forever, make
+from ep_faults import PROBLEM, act, forever, make
 from ep_low_latency import round_trip
 from ep_oracle import Problem
 from ep_world import Context, RankWorld
@@ -89,6 +90,26 @@ def test_a_rank_that_does_not_call_is_named(world: RankWorld, before: list[str],
         assert error.waited_s >= LIMIT_S
     world.run(drop, [2])
     assert world.run(leave, [0, 1], timeout_s=ANSWER_S) == [1000.0] * 2
+
+
+def queued_behind_a_failure(context: Context) -> None:
+    """A combine is in the queue when its dispatch fails, and reads what that has not written."""
+    buffer = context.state["buffer"]
+    mine = ep_oracle.inputs(PROBLEM, context.rank).to(context.device)
+    recv_x, _, handle, _, _ = buffer.low_latency_dispatch(
+        mine.x, mine.topk_idx, PROBLEM.max_tokens, PROBLEM.experts, use_fp8=False
+    )
+    buffer.low_latency_combine(recv_x, mine.topk_idx, mine.topk_weights, handle)
+    torch.cuda.synchronize()
+    with pytest.raises(EPTimeoutError):
+        buffer.check()
+
+
+def test_what_is_queued_behind_a_failure_does_no_harm(trio: RankWorld) -> None:
+    trio.run(make, limit_s=LIMIT_S)
+    trio.run(queued_behind_a_failure, [0, 2], timeout_s=ANSWER_S)
+    trio.run(drop, [1])
+    assert trio.run(leave, [0, 2], timeout_s=ANSWER_S) == [1000.0] * 2
 
 
 def test_killed_while_busy(trio: RankWorld) -> None:

@@ -163,6 +163,35 @@ def test_replays_without_a_pause(world: RankWorld) -> None:
     world.run(no_pause, 2, problem=Problem(2, 24, 512, 4, 12, (24, 7), seed=5))
 
 
+def across_streams(context: Context, problem: Problem) -> None:
+    """An operation on the buffer's own stream, and the next one on the captured one, which waits for no event."""
+    buffer = context.buffer(problem.ranks, 0, room(problem))
+    world = ep_oracle.everyone(problem)
+    mine = world[context.rank].to(context.device)
+    sizes = (problem.max_tokens, problem.experts)
+    results: list[tuple] = []
+
+    def operations() -> None:
+        first = buffer.low_latency_dispatch(mine.x, mine.topk_idx, *sizes, use_fp8=False, async_finish=True)
+        results[:] = [first, buffer.low_latency_dispatch(mine.x, mine.topk_idx, *sizes, use_fp8=False)]
+        first[3].current_stream_wait()
+
+    operations()
+    context.settle(buffer)
+    replay = captured(operations)
+    for _ in range(REPLAYS):
+        for result in results:
+            poison(result[0])
+        replay()
+        context.settle(buffer)
+        for result in results:
+            assert_dispatched(problem, world, context.rank, result, BF16)
+
+
+def test_operations_of_a_graph_follow_each_other_across_streams(world: RankWorld) -> None:
+    world.run(across_streams, 2, problem=Problem(2, 24, 512, 4, 12, (24, 7), seed=6))
+
+
 def in_turn(context: Context, problem: Problem) -> None:
     graphs = [LowLatencyGraph(context, problem), LowLatencyGraph(context, problem, FP8, local_reduce=True, odd=True)]
     for seed, which in enumerate((0, 1, 1, 0, 1, 0, 0, 0, 1, 1)):

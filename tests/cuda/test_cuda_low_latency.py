@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
+import ep_oracle
 import pytest
 import torch
 from ep_low_latency import (
@@ -12,12 +14,17 @@ from ep_low_latency import (
     ROUNDED,
     UE8M0,
     Rows,
+    assert_dispatched,
+    assert_same_bits,
     back_to_back,
     big_combine,
     changing_sizes,
+    expected,
     hard_values,
     hook_over_fused,
     hooks_in_any_order,
+    outputs,
+    room,
     round_trip,
     same_bits,
     statistics,
@@ -29,6 +36,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 ROWS = pytest.mark.parametrize("rows", [BF16, FP8, ROUNDED, UE8M0], ids=["bf16", "fp8", "rounded", "ue8m0"])
+A_WHILE_CYCLES = 1_000_000
 COMBINES = pytest.mark.parametrize("local_reduce", [False, True], ids=["exact", "local_reduce"])
 MODES = {
     "outs": {"given_outs": True},
@@ -135,6 +143,12 @@ def test_any_number_of_sms(world: RankWorld, sms: str, local_reduce: bool) -> No
     world.run(with_sms, 2, problem=problem, sms=sms, local_reduce=local_reduce)
 
 
+def test_fewer_tokens_than_warps_of_the_grid(world: RankWorld) -> None:
+    """The grid's later rounds begin behind the tokens that the ranks have."""
+    problem = Problem(2, 100, 256, 2, 4, (0, 5), seed=4)
+    world.run(with_sms, 2, problem=problem, sms="3", local_reduce=False)
+
+
 @COMBINES
 @settings(
     max_examples=12,
@@ -177,6 +191,31 @@ def test_back_to_back_with_changing_routing(world: RankWorld, local_reduce: bool
 
 def test_sizes_may_change_between_operations(world: RankWorld) -> None:
     world.run(changing_sizes, 2, sizes=[(4, 256, 8), (32, 128, 2), (1, 2048, 4), (16, 384, 16)] * 2)
+
+
+def one_region(context: Context, small: Problem, large: Problem, times: int) -> None:
+    """Operations of two sizes in one buffer, without a pause, while now one rank is late and now the other."""
+    buffer = context.new_buffer(large.ranks, 0, room(large))
+    turns = [replace((large, small, small)[turn % 3], seed=turn) for turn in range(times)]
+    worlds = [ep_oracle.everyone(one) for one in turns]
+    inputs = [world[context.rank].to(context.device) for world in worlds]
+    rows = [outputs(one, context) for one in turns]
+    done = []
+    for turn, (one, mine, y) in enumerate(zip(turns, inputs, rows, strict=True)):
+        if turn % 2 == context.rank:
+            torch.cuda._sleep(A_WHILE_CYCLES)
+        result = buffer.low_latency_dispatch(mine.x, mine.topk_idx, one.max_tokens, one.experts, use_fp8=False)
+        done.append((result, buffer.low_latency_combine(y, mine.topk_idx, mine.topk_weights, result[2])[0]))
+    context.settle(buffer)
+    for one, world, (result, combined) in zip(turns, worlds, done, strict=True):
+        assert_dispatched(one, world, context.rank, result, BF16)
+        assert_same_bits(combined, expected(one, world, context.rank))
+    buffer.destroy()
+
+
+def test_sizes_may_change_within_one_buffer(world: RankWorld) -> None:
+    small = Problem(2, 16, 512, 4, 8, (16, 16))
+    world.run(one_region, 2, small=small, large=Problem(2, 128, 4096, 4, 8, (128, 128)), times=12, timeout_s=120)
 
 
 def test_two_hooks_open_in_any_order(world: RankWorld) -> None:

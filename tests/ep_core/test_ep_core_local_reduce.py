@@ -201,6 +201,8 @@ def refusals(context: Context) -> None:
         buffer.low_latency_combine(y, idx[:, :1].contiguous(), weights[:, :1].contiguous(), handle)
     with pytest.raises(ValueError, match=r"topk_weights: wanted shape \[4, 2\]"):
         buffer.low_latency_combine(y, idx, weights[:2], handle)
+    with pytest.raises(ValueError, match="topk_idx: wanted the 4 tokens that were dispatched, got 3"):
+        buffer.low_latency_combine(y, idx[:3], weights[:3], handle)
     with pytest.raises(RuntimeError, match="zero_copy"):
         buffer.low_latency_combine(y, idx, weights, handle, zero_copy=True)
     handle.map.rows[0, 0, 0] += 1000
