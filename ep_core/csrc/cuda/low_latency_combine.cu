@@ -76,10 +76,7 @@ struct Sum {
     for (int v = 0; v < kVectors; ++v) {
       std::uint32_t words[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const __nv_bfloat162 pair{__float2bfloat16_rn(value[v][2 * i]), __float2bfloat16_rn(value[v][2 * i + 1])};
-        words[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
-      }
+      for (int i = 0; i < 4; ++i) words[i] = to_bf16_pair(value[v][2 * i], value[v][2 * i + 1]);
       result.vector[v] = {words[0], words[1], words[2], words[3]};
     }
     return result;
