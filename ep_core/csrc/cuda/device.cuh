@@ -70,6 +70,11 @@ __device__ inline void barrier_init(std::uint64_t* barrier) {
 // Makes initialised barriers known to the copy engine; before the block's first __syncthreads.
 __device__ inline void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
+// One thread: what it wrote before is visible to whoever waits.
+__device__ inline void barrier_arrive(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
 // One thread: `bytes` are going to be loaded under this barrier.
 __device__ inline void barrier_expect(std::uint64_t* barrier, std::uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
