@@ -13,6 +13,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 
 from ep_core.errors import EPTimeoutError
@@ -77,6 +78,8 @@ def map_peers(group: dist.ProcessGroup, base: int, size: int, device: int, timeo
     mapped: list[Transport] = []
 
     def talk() -> None:
+        # MSCCL++ calls the driver, which wants the device's context bound to this very thread.
+        torch.cuda.synchronize(device)
         messages.meet("here")
         try:
             transport = _mscclpp.Transport(rank, ranks, base, size, device, server, messages.send, messages.receive)

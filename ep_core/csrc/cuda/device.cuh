@@ -9,7 +9,6 @@
 // what only this GPU's blocks share (the ticket).
 #pragma once
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -71,6 +70,11 @@ __device__ inline void barrier_init(std::uint64_t* barrier) {
 // Makes initialised barriers known to the copy engine; before the block's first __syncthreads.
 __device__ inline void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
+// One thread: what it wrote before is visible to whoever waits.
+__device__ inline void barrier_arrive(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
 // One thread: `bytes` are going to be loaded under this barrier.
 __device__ inline void barrier_expect(std::uint64_t* barrier, std::uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
@@ -114,6 +118,15 @@ __device__ void bulk_wait() {
 }
 // Between ordinary accesses and bulk copies of the same memory.
 __device__ inline void proxy_fence() { asm volatile("fence.proxy.async;" ::: "memory"); }
+
+// Two float32 rounded to bf16, to nearest even, the first in the low half; every NaN becomes the host engine's, 0x7fc0,
+// where the hardware gives 0x7fff.
+__device__ inline std::uint32_t to_bf16_pair(float low, float high) {
+  std::uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  const std::uint32_t nan = __vcmpeq2(pair & 0x7fff7fffu, 0x7fff7fffu);
+  return (pair & ~nan) | (0x7fc07fc0u & nan);
+}
 
 // --- failing and waiting -------------------------------------------------------------------------------------------
 
@@ -160,6 +173,8 @@ __device__ inline void fail_deadline(const World& world, const Operation& op, in
   tell(world, 1);
 }
 
+constexpr unsigned kPauseNs = 20;
+
 // Asks arrived() until it is true of something that `peer` writes; false when the deadline passed or the buffer is
 // broken.
 template <class Arrived>
@@ -167,6 +182,8 @@ __device__ bool poll(const World& world, const Operation& op, int peer, const Ar
   std::uint64_t start = 0;
   for (std::uint32_t spins = 1;; ++spins) {
     if (arrived()) return true;
+    // Many threads may poll: not so often as to keep from its way what they wait for.
+    __nanosleep(kPauseNs);
     if ((spins & 63u) != 0) continue;
     if (is_broken(world)) return false;
     const std::uint64_t now = now_ns();

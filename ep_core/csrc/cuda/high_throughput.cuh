@@ -8,8 +8,7 @@
 
 namespace ep_core::cuda {
 
-constexpr int kHtSenders = 8;  // warps of a block that send; as many receive
-constexpr int kHtWarps = 2 * kHtSenders;
+constexpr int kHtWarps = 16;
 constexpr int kHtThreads = kHtWarps * kWarp;
 constexpr int kWarpBytes = 14336;  // of shared memory, for a warp's pieces of rows
 constexpr int kMostStages = 7;
@@ -206,16 +205,21 @@ struct PeerRows {
   int behind;
 };
 
-// Both roles of a block run as many warps: worker w of `workers` in a role.
+// What a warp does, and which of all warps of its role it is. `senders`: of a block's warps, spread among the others; a
+// divisor of their number.
 struct Worker {
   bool sends;
   int index;
   int count;
 
-  __device__ Worker()
-      : sends(threadIdx.x / kWarp % 2 == 0),
-        index((threadIdx.x / kWarp / 2) * gridDim.x + blockIdx.x),
-        count(kHtSenders * gridDim.x) {}
+  __device__ explicit Worker(int senders) {
+    const int warp = threadIdx.x / kWarp;
+    const int every = kHtWarps / senders;
+    sends = warp % every == 0;
+    const int among = sends ? warp / every : warp - warp / every - 1;
+    index = among * gridDim.x + blockIdx.x;
+    count = (sends ? senders : kHtWarps - senders) * gridDim.x;
+  }
 };
 
 // The rows of each peer that this rank received in dispatch, and where they begin among all that it received. `words`

@@ -2,9 +2,9 @@
 //
 // ep_ht_combine
 // Grid: as many blocks as asked for, at most one an SM, all resident; 512 threads, 225 KiB of shared memory.
-// Warps: the even ones send, the odd ones reduce. Senders share out the rows of each source, row j to sender
-// j % senders; reducers this rank's tokens, token t to reducer t % reducers. See high_throughput.hpp for why no ring is
-// too small.
+// Warps: every fourth sends, the others reduce, which is more work. Senders share out the rows of each source, row j to
+// sender j % senders; reducers this rank's tokens, token t to reducer t % reducers. See high_throughput.hpp for why no
+// ring is too small.
 // - A sender copies a row of x through shared memory into its place in the source's ring, its weights beside it.
 // - A reducer loads pieces of all rows of a token, biases first and then ranks in order, its own row from x and the
 //   others from the ring, seven pieces under way at a time, and adds them in float32 registers in that order from 0,
@@ -26,15 +26,9 @@ namespace ep_core::cuda {
 namespace {
 
 using ReducePipe = Pipe<2048>;
+constexpr int kCombineSenders = 4;  // warps of a block
 constexpr int kVectorBytes = 16;
 constexpr int kVectors = ReducePipe::kPieceBytes / kVectorBytes / kWarp;  // of a lane in a piece
-
-// The bits of bf16(value) in the upper half: rounds to nearest even; every NaN becomes the host engine's.
-__device__ std::uint32_t rounded_to_bf16(float value) {
-  const std::uint32_t raw = __float_as_uint(value);
-  if ((raw & 0x7fffffffu) > 0x7f800000u) return 0x7fc00000u;
-  return raw + 0x7fffu + (raw >> 16 & 1u);
-}
 
 // A lane's float32 sums of the columns in 16 bytes of a row.
 template <bool kF32>
@@ -58,7 +52,7 @@ struct Sums {
       if constexpr (kF32) {
         words[i] = __float_as_uint(of[i]);
       } else {
-        words[i] = rounded_to_bf16(of[2 * i]) >> 16 | (rounded_to_bf16(of[2 * i + 1]) & 0xffff0000u);
+        words[i] = to_bf16_pair(of[2 * i], of[2 * i + 1]);
       }
     }
     return {words[0], words[1], words[2], words[3]};
@@ -231,7 +225,7 @@ __global__ void __launch_bounds__(kHtThreads, 1)
   if (!enter(world, Phase::combine, arguments.signature().packed(), shared)) return;
   if (!check_prefix(world, Phase::combine, Wrong::handle, arguments.rank_prefix, arguments.rows)) return;
   const Ring ring(world, at, shared.op);
-  const Worker worker;
+  const Worker worker(kCombineSenders);
   if (worker.sends) {
     RowPipe pipe(shared);
     send(world, arguments, arguments.place(), ring, shared.op, pipe, worker);

@@ -25,6 +25,8 @@
 namespace ep_core::cuda {
 namespace {
 
+constexpr int kDispatchSenders = 8;  // warps of a block
+
 // A lane's selection of a token: expert -1 if it has none.
 struct Selection {
   int expert;
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kHtThreads, 1)
   if (!enter(world, Phase::dispatch, arguments.signature().packed(), shared)) return;
   if (!check_prefix(world, Phase::dispatch, Wrong::room, arguments.rank_prefix, arguments.room)) return;
   const Ring ring(world, at, shared.op);
-  const Worker worker;
+  const Worker worker(kDispatchSenders);
   RowPipe pipe(shared);
   if (worker.sends) {
     send(world, arguments, arguments.place(), ring, shared.op, pipe, worker);

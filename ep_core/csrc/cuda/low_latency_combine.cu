@@ -36,7 +36,7 @@ struct CombineArgs {
 
 constexpr int kPieceBytes = 2 * kCombineColumns;
 constexpr int kVectors = kPieceBytes / 16 / kWarp;  // 16-byte vectors of a piece for each lane
-constexpr int kBatch = 4;                           // rows in flight
+constexpr int kBatch = 2;                           // rows in flight; with 4 a warp has too few registers and is slower
 
 struct alignas(128) WarpBuffer {
   std::byte pieces[kBatch][kPieceBytes];
@@ -76,10 +76,7 @@ struct Sum {
     for (int v = 0; v < kVectors; ++v) {
       std::uint32_t words[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const __nv_bfloat162 pair{__float2bfloat16_rn(value[v][2 * i]), __float2bfloat16_rn(value[v][2 * i + 1])};
-        words[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
-      }
+      for (int i = 0; i < 4; ++i) words[i] = to_bf16_pair(value[v][2 * i], value[v][2 * i + 1]);
       result.vector[v] = {words[0], words[1], words[2], words[3]};
     }
     return result;
@@ -329,6 +326,7 @@ template <bool kLocalReduce>
 __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_constant__ CombineArgs a) {
   extern __shared__ __align__(128) std::byte dynamic[];
   __shared__ __align__(8) std::uint64_t barriers[kWarps];
+  __shared__ __align__(8) std::uint64_t begins;
   __shared__ Operation shared_op;
   const bool sends = (a.call.parts & kSend) != 0;
   const bool receives = (a.call.parts & kReceive) != 0;
@@ -340,15 +338,19 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
     const int nth = unit / chunks % sources;
     return Piece{receives ? (a.world.rank + 1 + nth) % a.world.ranks : nth, unit / chunks / sources, unit % chunks};
   };
+  if (threadIdx.x == 0) barrier_init(&begins);
   if (lane_id() == 0) {
     barrier_init(&barriers[warp_id()]);
     barrier_init_fence();
   }
-  __syncwarp();
+  __syncthreads();
   if (tells()) tell_early(a.world, a.call);
   if (warp_id() == kWarps - 1) {
     const Operation begun = begin_call(a.world, a.call, Phase::combine);
-    if (lane_id() == 0) shared_op = begun;
+    if (lane_id() == 0) {
+      shared_op = begun;
+      barrier_arrive(&begins);
+    }
   }
 
   Gather gather(a, reinterpret_cast<WarpBuffer*>(dynamic)[warp_id()], &barriers[warp_id()]);
@@ -362,7 +364,7 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
     const bool any = sending || unit < to_reduce;
     const Piece piece = sending ? sent_piece(unit) : Piece{a.world.rank, unit / chunks, unit % chunks};
     const auto wait_for_operation = [&] {
-      __syncthreads();
+      barrier_wait(&begins, 0);
       begun = true;
       if (shared_op.epoch == 0) return;
       if (tells()) tell_late(a.world, a.call, shared_op);

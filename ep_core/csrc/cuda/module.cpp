@@ -203,7 +203,7 @@ NB_MODULE(_cuda, m) {
              cuda.high_throughput.combine({at<const std::byte>(x),
                                            is_f32,
                                            columns * (is_f32 ? 4 : 2),
-                                           0,
+                                           rows,
                                            at<const float>(weights),
                                            topk_count,
                                            at<const bool>(in_rank),
