@@ -27,7 +27,8 @@ def text(document: Document) -> str:
     for mode in dict.fromkeys(block["mode"] for block in document["blocks"]):
         parts += _mode(document, mode)
     if document["absent"]:
-        parts.append("\n".join(["Peers that are not here", *(f"  {n}: {why}" for n, why in document["absent"].items())]))
+        absent = [f"  {name}: {why}" for name, why in document["absent"].items()]
+        parts.append("\n".join(["Peers that are not here", *absent]))
     if document.get("ended", ""):
         parts.append(f"NOT COMPLETE: {document['ended']}")
     return "\n\n".join(parts)
@@ -89,11 +90,11 @@ def _warnings(document: Document) -> Iterator[str]:
     yield "\n".join(
         [
             f"THE {document['settings']['ranks']} RANKS SHARE {len(document['gpus'])} GPU: no row crosses NVLink.",
-            "This shows the kernels, their launches and their waits. It cannot show a link: what stands for one is this",
+            "This shows the kernels, their launches and their waits. It cannot show a link: what stands for one is the",
             "GPU's own memory, and each rank has a part of the GPU only.",
             "The ranks run side by side, under MPS."
             if beside
-            else "WITHOUT MPS the ranks take turns on the GPU: times hold time slices and say nothing of speed (--mps).",
+            else "WITHOUT MPS they take turns on it: times hold time slices, and say nothing of speed (see --mps).",
         ]
     )
 
@@ -145,7 +146,7 @@ def _mode(document: Document, mode: str) -> Iterator[str]:
             by_name.setdefault(contender["name"], {})[protocol] = contender
     nearest = protocols[-1]
     header = [_NAMES[mode] + ", us", "", *protocols, "link", "memory", f"{nearest} / limit"]
-    lines, ratios, spread, reasons = [header], list[list[str]](), [0.0], dict[str, None]()
+    lines, ratios, spread, reasons = [header], list[list[str]](), [(0.0, "")], dict[str, None]()
     for part in PARTS:
         for name, cases in by_name.items():
             cells = [_cell(cases.get(protocol), part) for protocol in protocols]
@@ -161,10 +162,15 @@ def _mode(document: Document, mode: str) -> Iterator[str]:
             ratios += _ratios(part, some, by_name, protocols)
     for protocol in protocols:
         for contender in blocks[protocol]["contenders"]:
-            spread += [_spread(round_values(contender, part)) for part in PARTS]
+            where = f"{contender['name']}, {protocol}"
+            spread += [(_spread(round_values(contender, part)), f"{part}, {where}") for part in PARTS]
             if contender["why"]:
-                reasons[f"{contender['outcome']}: {contender['name']}, {protocol}: {contender['why']}"] = None
-    yield "\n".join([_table(lines), f"rounds differ by at most {max(spread):.0%} of their median", *reasons])
+                reasons[f"{contender['outcome']}: {where}: {contender['why']}"] = None
+    widest, of_what = max(spread)
+    differ = (
+        f"rounds differ by up to {widest:.0%} of their median ({of_what})" if widest else "no two rounds to compare"
+    )
+    yield "\n".join([_table(lines), differ, *reasons])
     if ratios:
         yield _table([[_NAMES[mode] + ", peer's time / ours", "", "", *protocols], *ratios])
 

@@ -30,7 +30,6 @@ WORD_BYTES = 8
 BUILD_DEADLINE_S = 50.0
 
 
-
 @dataclass
 class Limits:
     """What was found: of each limit the bytes it moves (0: none) and µs, [ranks][iterations]. missing: why others not.
