@@ -66,7 +66,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--protocols", nargs="+", choices=PROTOCOLS, help="without it all of the device")
     add("--peers", nargs="*", choices=[*PEERS], default=[*PEERS])
     add("--no-fp8", action="store_true", help="leave fp8 dispatch out")
-    add("--ll-sms", type=int, default=0, help="SMs of a rank for low latency; 0: the engine's choice")
+    add("--ll-sms", type=int, default=os.environ.get("EP_LL_SMS", 0), help="of a rank, low latency; 0: engine's choice")
     add("--rounds", type=int, default=5, help="of a low-latency block")
     add("--ht-rounds", type=int, default=3, help="of a high-throughput block")
     add("--iters", type=int, default=50, help="in a round")
@@ -233,6 +233,8 @@ def _recorded(path: Path) -> dict[str, Any]:
         raise BenchError(f"{path} is no document of {Path(__file__).name}")
     if document.get("version") != VERSION:
         raise BenchError(f"{path} has version {document.get('version')}, this program reads {VERSION}")
+    if lacking := [name for name in cuda_engine_table.NEEDED if name not in document]:
+        raise BenchError(f"{path} is damaged: it has no {', '.join(lacking)}")
     return document
 
 

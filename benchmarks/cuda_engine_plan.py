@@ -23,21 +23,33 @@ MODES: tuple[Mode, ...] = ("ll", "ht")
 PROTOCOLS: tuple[Protocol, ...] = ("phased", "paired", "graph", "kernel")
 NO_TOKENS = "ep_core, no tokens"
 
-PUT, COPY, FILL, FLAGS, EMPTY = "put", "memory copy", "memory fill", "flags there and back", "empty kernel"
-PUT_FEW = f"put, {FEW_SMS} SMs"
+PUT, PUT_FEW = "put", f"put, {FEW_SMS} SMs"
+COPY, FILL = "memory copy (read and written)", "memory fill"
+FLAGS, EMPTY = "flags there and back, in a graph", "empty kernel, in a graph"
 """The names of the physical limits in a document."""
 
-PEERS: MappingProxyType[str, tuple[str, tuple[Protocol, ...]]] = MappingProxyType(
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a peer's backend is, "module:class", and what it is measured in. own_gpu: it wants a GPU for each rank."""
+
+    backend: str
+    modes: tuple[Mode, ...] = MODES
+    fp8: bool = True
+    protocols: tuple[Protocol, ...] = PROTOCOLS
+    own_gpu: bool = True
+
+
+PEERS: MappingProxyType[str, Peer] = MappingProxyType(
     {
-        "torch": ("harness.backends.torch_a2a:TorchBackend", ("phased", "paired")),
-        "torch-agrs": ("cuda_peers:GatherScatterBackend", ("phased", "paired")),
-        "deep_ep": ("cuda_peers:DeepEpBackend", ("phased", "paired", "kernel")),
-        "mscclpp.ext.ep": ("cuda_peers:MscclppBackend", ("phased", "paired", "kernel")),
+        "torch": Peer(backend="harness.backends.torch_a2a:TorchBackend", protocols=("phased", "paired")),
+        "torch-agrs": Peer(
+            backend="cuda_peers:GatherScatterBackend", modes=("ht",), fp8=False, protocols=("phased", "paired")
+        ),
+        "deep_ep": Peer(backend="cuda_peers:DeepEpBackend"),
+        "mscclpp.ext.ep": Peer(backend="cuda_peers:MscclppBackend", modes=("ll",)),
     }
 )
-"""A peer's name to where its backend is, and the protocols it is measured by: of the others none can be captured, as
-they ask the host how much arrived or as they count their calls there.
-"""
+"""Peers by name. torch's ask the host how much arrived, so no graph holds them, and have no kernels of their own."""
 
 
 class Contender(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,21 +103,21 @@ def _low_latency(sizes: Case, protocol: Protocol, peers: Sequence[str], *, fp8: 
     exact = msgspec.structs.replace(sizes, mode="ll", protocol=protocol)
     reduced = msgspec.structs.replace(exact, combine="local_reduce")
     made = [_ours("ep_core, exact", exact), _ours("ep_core, local_reduce", reduced)]
-    made += _peers(exact, "", peers)
+    made += _peers(exact, peers)
     if fp8:
         made.append(_ours("ep_core, fp8", msgspec.structs.replace(reduced, dtype="fp8")))
-        made += _peers(msgspec.structs.replace(exact, dtype="fp8"), ", fp8", peers)
+        made += _peers(msgspec.structs.replace(exact, dtype="fp8"), peers)
     return [*made, _ours(NO_TOKENS, msgspec.structs.replace(reduced, tokens=0))]
 
 
 def _high_throughput(sizes: Case, protocol: Protocol, peers: Sequence[str]) -> list[Contender]:
     case = msgspec.structs.replace(sizes, mode="ht", combine="local_reduce", protocol=protocol)
     if case.device == "cpu":
-        return [_ours("ep_core", case), *_peers(case, "", peers)]
+        return [_ours("ep_core", case), *_peers(case, peers)]
     return [
         _ours("ep_core, all SMs", case),
         _ours(f"ep_core, {FEW_SMS} SMs", case, FEW_SMS),
-        *_peers(case, "", peers),
+        *_peers(case, peers),
     ]
 
 
@@ -114,14 +126,15 @@ def _ours(name: str, case: Case, ht_sms: int = ALL_SMS) -> Contender:
     return Contender(name=name, run=run, backend="harness.backends.ep_core:EpCoreBackend", ht_sms=ht_sms)
 
 
-def _peers(case: Case, suffix: str, wanted: Sequence[str]) -> list[Contender]:
+def _peers(case: Case, wanted: Sequence[str]) -> list[Contender]:
+    fp8 = case.dtype == "fp8"
     return [
         Contender(
-            name=name + suffix,
+            name=f"{name}, fp8" if fp8 else name,
             run=PlannedRun(run_id=new_run_id(), case=msgspec.structs.replace(case, backend=name)),
-            backend=where,
+            backend=peer.backend,
             peer=name,
         )
-        for name, (where, protocols) in PEERS.items()
-        if name in wanted and case.protocol in protocols
+        for name, peer in PEERS.items()
+        if name in wanted and case.mode in peer.modes and case.protocol in peer.protocols and (peer.fp8 or not fp8)
     ]

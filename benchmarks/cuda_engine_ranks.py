@@ -25,7 +25,7 @@ import cuda_limits
 import msgspec
 import torch
 import torch.distributed as dist
-from cuda_engine_plan import ALL_SMS, Block, Contender, Plan
+from cuda_engine_plan import ALL_SMS, PEERS, Block, Contender, Plan
 
 from ep_core import Buffer
 from harness import environment, gpus, nvml, progress, rank_end, routing, traffic
@@ -40,6 +40,7 @@ from harness.timers import Timed
 from harness.world import World, join, place
 
 LL_SMS = "EP_LL_SMS"
+MPS_PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 FOUND = "found.json"
 
 
@@ -93,7 +94,9 @@ class _Bench:
         sharing = [1]
         if world.gpu is not None:
             sharing = [len(ranks) for ranks in gpus.ranks_of(world.gpu_of_rank)]
-            self._sms = torch.cuda.get_device_properties(world.gpu.index).multi_processor_count // max(sharing)
+            self._sms = torch.cuda.get_device_properties(world.gpu.index).multi_processor_count
+            # With a percentage MPS gives each process its part, and CUDA counts no more than that.
+            self._sms //= 1 if MPS_PERCENTAGE in os.environ else max(sharing)
         self._shared = max(sharing) > 1
         self._document: dict[str, Any] = {
             "settings": plan.settings,
@@ -200,11 +203,12 @@ class _Bench:
             why = backend.availability() or backend.supports(contender.run.case) or ""
         except (BackendError, ImportError) as error:
             why = str(error)
-        if not why and self._shared and contender.peer in _WANT_A_GPU_EACH:
+        if not why and self._shared and PEERS[contender.peer].own_gpu:
             why = "it wants a GPU for each rank"
         reasons = [one for one in self._world.gather(why) if one]
-        if reasons:
-            self._document["absent"].setdefault(contender.name, reasons[0])
+        absent = self._document["absent"]
+        if reasons and absent.get(contender.peer) != reasons[0]:
+            absent.setdefault(contender.name, reasons[0])
         return not reasons
 
     def _ht_sms(self, contender: Contender) -> int:
@@ -244,8 +248,6 @@ _IN_MEMORY = {
     ("ht", "combine"): "total_send",
 }
 """The bytes that a phase at the least writes (dispatch) or reads (combine) in its own memory."""
-
-_WANT_A_GPU_EACH = ("torch", "torch-agrs", "deep_ep")
 
 
 def _class_of(contender: Contender) -> type[Backend]:

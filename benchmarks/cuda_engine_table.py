@@ -17,6 +17,12 @@ from harness.stats import LEADING_DROPPED, summarise
 Document = Mapping[str, Any]
 Row = Sequence[str]
 
+NEEDED = (
+    *("settings", "started_at", "environment", "gpus", "ranks_of_gpu", "sms_per_rank", "ll_sms"),
+    *("conditions", "held_down", "absent", "limits", "blocks"),
+)
+"""What a document must have to be shown."""
+
 PARTS = ("dispatch", "combine", "pair")
 _NAMES = {"ll": "Low latency", "ht": "High throughput"}
 
@@ -221,18 +227,17 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _table(lines: Sequence[Row]) -> str:
-    """Columns as wide as they must be; words to the left, numbers to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    words = [
-        all(not line[column].replace(".", "").isdigit() for line in lines[1:] if line[column])
-        and any(line[column] for line in lines[1:])
-        and column < 3
-        for column in range(len(lines[0]))
-    ]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if word else cell.rjust(width)
-            for cell, width, word in zip(line, widths, words, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    """A header and lines, in columns as wide as they must be: words to the left, numbers to the right.
+
+    A column without anything below its header is left out.
+    """
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    set_out = []
+    for column in columns:
+        width, words = max(map(len, column)), any(cell and not _is_number(cell) for cell in column[1:])
+        set_out.append([cell.ljust(width) if words else cell.rjust(width) for cell in column])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*set_out, strict=True))
+
+
+def _is_number(cell: str) -> bool:
+    return cell.isupper() or cell.replace(".", "", 1).isdigit()

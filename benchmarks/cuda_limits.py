@@ -34,8 +34,7 @@ BUILD_DEADLINE_S = 50.0
 class Limits:
     """What was found: of each limit the bytes it moves (0: none) and µs, [ranks][iterations]. missing: why others not.
 
-    `memory copy` reads and writes its bytes, both counted; `flags there and back` is two exchanges of a flag between
-    neighbours, as dispatch and combine are, and like `empty kernel` a turn of a CUDA graph.
+    `FLAGS` is two exchanges of a flag between neighbours, as dispatch and combine are.
     """
 
     bytes_moved: dict[str, int] = field(default_factory=dict)
@@ -91,19 +90,28 @@ def _add_kernels(run: Run, found: Limits, kernels: _Kernels, size: int, sms: int
 
 
 def _add(run: Run, found: Limits, name: str, moved: int, operation: Operation, align: Operation) -> None:
-    clock = clock_for(run.case.device)
-    operation()
-    found.samples_us[name] = run.agreed(f"time {name}", lambda: clock.time([operation], COUNT, align)[0])
+    def timed() -> Samples:
+        operation()
+        return clock_for(run.case.device).time([operation], COUNT, align)[0]
+
+    found.samples_us[name] = run.agreed(f"time {name}", timed)
     found.bytes_moved[name] = moved
 
 
 def _add_graph(run: Run, found: Limits, name: str, operations: list[Operation], align: Operation) -> None:
     held: list[torch.cuda.CUDAGraph] = []
-    run.agreed(f"capture {name}", lambda: held.append(captured(name, operations)))
+
+    def capture() -> None:
+        # A kernel is loaded when it is launched for the first time, which a capture may not have.
+        for operation in operations:
+            operation()
+        torch.cuda.synchronize()
+        held.append(captured(name, operations))
 
     def timed() -> Samples:
         return [took_us / TURNS for took_us in clock_for("cuda").time([held[0].replay], COUNT, align)[0]]
 
+    run.agreed(f"capture {name}", capture)
     found.samples_us[name] = run.agreed(f"time {name}", timed)
     found.bytes_moved[name] = 0
 

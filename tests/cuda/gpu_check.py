@@ -65,13 +65,13 @@ class Step:
 def steps(out: Path, shared: bool) -> list[Step]:
     """All steps, in their order: what is worth most comes first, as time may run out. shared: one GPU for all ranks."""
     python, sanitizer = sys.executable, "compute-sanitizer"
-    bench = ("benchmarks/cuda_engine.py", "--json", str(out), "--rounds", "3", "--ht-rounds", "2", "--deadline", "145")
+    bench = ("benchmarks/cuda_engine.py", "--json", str(out), "--rounds", "3", "--ht-rounds", "2", "--deadline", "190")
     watched = (sanitizer, "--error-exitcode", "1", "--tool")
     return [
         Step("build", (python, "setup.py", "egg_info", "build_ext", "--inplace"), 180, program="nvcc", vital=True),
         Step("report", (python, "-m", "ep_core"), 40, shown=True),
         Step("tests", (python, *PYTEST, "tests/cuda", f"--ignore={FAULTS}", f"--ignore={HARNESS}"), 180, mps=True),
-        Step("bench", (python, *bench, *(("--mps",) if shared else ())), 150, module="msgspec", shown=True),
+        Step("bench", (python, *bench, *(("--mps",) if shared else ())), 200, module="msgspec", shown=True),
         Step("faults", (python, *PYTEST, FAULTS), 150),
         Step("harness", (python, *PYTEST, HARNESS), 120, module="msgspec", mps=True),
         Step("memcheck", (*watched, "memcheck", python, SANITIZED), 90, program=sanitizer),
@@ -148,7 +148,7 @@ def run(step: Step, log: Path, environ: Mapping[str, str], deadline_s: float) ->
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the step and what it left, which share a session. A step that runs is asked first: it may have to clean up."""
+    """End the step and what it left, which share a session. One that runs is asked first: it may have to clean up."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
