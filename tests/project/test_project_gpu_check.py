@@ -112,4 +112,3 @@ def test_the_bench_step_s_words_are_understood() -> None:
     options = cuda_engine.arguments(list(steps["bench"].command[2:]))
     assert (options.device, options.mps, options.json) == ("cuda", True, Path("out"))
     assert options.deadline < steps["bench"].deadline_s
-
