@@ -32,7 +32,7 @@ from typing import Any
 import cuda_engine_table
 import mps
 import msgspec
-from cuda_engine_plan import MODES, PEERS, PROTOCOLS, Plan, blocks
+from cuda_engine_plan import ALL_SMS, FEW_SMS, MODES, PEERS, PROTOCOLS, Plan, blocks
 
 from harness import diagnosis, gpus, routing
 from harness.case import Case
@@ -67,6 +67,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--peers", nargs="*", choices=[*PEERS], default=[*PEERS])
     add("--no-fp8", action="store_true", help="leave fp8 dispatch out")
     add("--ll-sms", type=int, default=os.environ.get("EP_LL_SMS", 0), help="of a rank, low latency; 0: engine's choice")
+    add("--ht-sms", type=int, nargs="+", default=[ALL_SMS, FEW_SMS], help="of a rank, high throughput; 0: all")
     add("--rounds", type=int, default=5, help="of a low-latency block")
     add("--ht-rounds", type=int, default=3, help="of a high-throughput block")
     add("--iters", type=int, default=50, help="in a round")
@@ -115,8 +116,10 @@ def _checked(options: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
         raise BenchError(f"the CUDA engine cannot be measured here: {why}; --device cpu measures the host engine")
     if min(options.rounds, options.ht_rounds) < 1 or options.iters < 2 or options.warmup < 0:
         raise BenchError("wanted --rounds and --ht-rounds from 1 on, --iters from 2 on, --warmup from 0 on")
-    if options.ll_sms < 0 or min(options.deadline, options.hang) <= 0:
-        raise BenchError("wanted --ll-sms from 0 on and positive --deadline and --hang")
+    if min(options.ll_sms, *options.ht_sms) < 0 or any(count % 2 for count in options.ht_sms):
+        raise BenchError("wanted --ll-sms from 0 on, and even numbers from 0 on for --ht-sms")
+    if min(options.deadline, options.hang) <= 0:
+        raise BenchError("wanted positive numbers of seconds for --deadline and --hang")
     if options.mps and options.device == "cpu":
         raise BenchError("--mps is for device cuda: leave it out")
     known = ["phased", "paired"] if options.device == "cpu" else [*PROTOCOLS]
@@ -136,7 +139,7 @@ def _checked(options: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
         seed=options.seed,
     )
     names = {"modes": options.modes, "protocols": protocols, "peers": options.peers}
-    planned = blocks(sizes, options.ht_tokens, names, fp8=not options.no_fp8)
+    planned = blocks(sizes, options.ht_tokens, options.ht_sms, names, fp8=not options.no_fp8)
     for block in planned:
         for contender in block.contenders:
             contender.run.case.validate()

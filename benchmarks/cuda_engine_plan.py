@@ -82,7 +82,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
 
 
-def blocks(sizes: Case, ht_tokens: int, options: Mapping[str, Sequence[str]], *, fp8: bool) -> list[Block]:
+def blocks(
+    sizes: Case, ht_tokens: int, ht_sms: Sequence[int], options: Mapping[str, Sequence[str]], *, fp8: bool
+) -> list[Block]:
     """The blocks of a plan. sizes: a case `ll` with all sizes. options: `modes`, `protocols` and `peers` by name."""
     return [
         Block(
@@ -90,7 +92,7 @@ def blocks(sizes: Case, ht_tokens: int, options: Mapping[str, Sequence[str]], *,
             protocol=protocol,
             contenders=_low_latency(sizes, protocol, options["peers"], fp8=fp8)
             if mode == "ll"
-            else _high_throughput(msgspec.structs.replace(sizes, tokens=ht_tokens), protocol, options["peers"]),
+            else _high_throughput(msgspec.structs.replace(sizes, tokens=ht_tokens), protocol, ht_sms, options["peers"]),
         )
         for mode in MODES
         if mode in options["modes"]
@@ -110,15 +112,15 @@ def _low_latency(sizes: Case, protocol: Protocol, peers: Sequence[str], *, fp8: 
     return [*made, _ours(NO_TOKENS, msgspec.structs.replace(reduced, tokens=0))]
 
 
-def _high_throughput(sizes: Case, protocol: Protocol, peers: Sequence[str]) -> list[Contender]:
+def _high_throughput(sizes: Case, protocol: Protocol, sms: Sequence[int], peers: Sequence[str]) -> list[Contender]:
     case = msgspec.structs.replace(sizes, mode="ht", combine="local_reduce", protocol=protocol)
     if case.device == "cpu":
         return [_ours("ep_core", case), *_peers(case, peers)]
-    return [
-        _ours("ep_core, all SMs", case),
-        _ours(f"ep_core, {FEW_SMS} SMs", case, FEW_SMS),
-        *_peers(case, peers),
+    ours = [
+        _ours("ep_core, all SMs" if count == ALL_SMS else f"ep_core, {count} SMs", case, count)
+        for count in dict.fromkeys(sms)
     ]
+    return [*ours, *_peers(case, peers)]
 
 
 def _ours(name: str, case: Case, ht_sms: int = ALL_SMS) -> Contender:

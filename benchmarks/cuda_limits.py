@@ -84,8 +84,7 @@ def _add_kernels(run: Run, found: Limits, kernels: _Kernels, size: int, sms: int
     if sms > FEW_SMS:
         _add(run, found, PUT_FEW, size, lambda: kernels.put(size, FEW_SMS), align)
     run.agreed("begin flags", kernels.begin_exchanges)
-    _add_graph(run, found, FLAGS, [kernels.exchange, kernels.exchange], align)
-    run.agreed("check flags", kernels.check_exchanges)
+    _add_graph(run, found, FLAGS, [kernels.exchange, kernels.exchange], align, kernels.check_exchanges)
     _add_graph(run, found, EMPTY, [kernels.nothing], align)
 
 
@@ -98,7 +97,14 @@ def _add(run: Run, found: Limits, name: str, moved: int, operation: Operation, a
     found.bytes_moved[name] = moved
 
 
-def _add_graph(run: Run, found: Limits, name: str, operations: list[Operation], align: Operation) -> None:
+def _add_graph(
+    run: Run,
+    found: Limits,
+    name: str,
+    operations: list[Operation],
+    align: Operation,
+    check: Operation = lambda: None,
+) -> None:
     held: list[torch.cuda.CUDAGraph] = []
 
     def capture() -> None:
@@ -109,7 +115,9 @@ def _add_graph(run: Run, found: Limits, name: str, operations: list[Operation], 
         held.append(captured(name, operations))
 
     def timed() -> Samples:
-        return [took_us / TURNS for took_us in clock_for("cuda").time([held[0].replay], COUNT, align)[0]]
+        samples = clock_for("cuda").time([held[0].replay], COUNT, align)[0]
+        check()
+        return [took_us / TURNS for took_us in samples]
 
     run.agreed(f"capture {name}", capture)
     found.samples_us[name] = run.agreed(f"time {name}", timed)

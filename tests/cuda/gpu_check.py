@@ -5,8 +5,8 @@
 
 Builds the extension in place for this Python, runs the tests under tests/cuda, those that kill ranks apart, the
 harness's on GPUs, compute-sanitizer on a small round trip, and benchmarks/cuda_engine.py. It needs a driver, nvcc and,
-in this Python, torch with CUDA, numpy, setuptools, nanobind, cmake, ninja, pytest, pytest-timeout and hypothesis; no
-network. msgspec is wanted by what uses the harness, nvidia-ml-py tells clocks.
+in this Python, torch with CUDA, numpy, setuptools, nanobind, cmake, ninja, pytest and hypothesis; no network. msgspec
+is wanted by what uses the harness; nvidia-ml-py tells clocks.
 
 Tests with more ranks than GPUs run under a private MPS daemon, where ranks on one GPU run side by side; those that kill
 ranks never do, as a client of MPS that dies can take its server along. Each step has a deadline, and its log in the
@@ -41,8 +41,7 @@ TAIL_LINES = 25
 KILL_GRACE_S = 20.0
 FAULTS, HARNESS = "tests/cuda/test_cuda_faults.py", "tests/cuda/test_cuda_harness.py"
 SANITIZED = "tests/cuda/sanitize.py"
-PYTEST = ("-m", "pytest", "--confcutdir=tests/cuda", "-p", "no:cacheprovider", "-m", "gpu", "-q")
-NEEDED = ("torch", "numpy", "setuptools", "nanobind", "pytest", "pytest_timeout", "hypothesis")
+NEEDED = ("torch", "numpy", "setuptools", "nanobind", "pytest", "hypothesis")
 
 
 @dataclass(frozen=True)
@@ -64,20 +63,26 @@ class Step:
 
 def steps(out: Path, shared: bool) -> list[Step]:
     """All steps, in their order: what is worth most comes first, as time may run out. shared: one GPU for all ranks."""
-    python, sanitizer = sys.executable, "compute-sanitizer"
+    python, sanitizer, pytest = sys.executable, "compute-sanitizer", pytest_words()
     bench = ("benchmarks/cuda_engine.py", "--json", str(out), "--rounds", "3", "--ht-rounds", "2", "--deadline", "190")
     watched = (sanitizer, "--error-exitcode", "1", "--tool")
     return [
         Step("build", (python, "setup.py", "egg_info", "build_ext", "--inplace"), 180, program="nvcc", vital=True),
         Step("report", (python, "-m", "ep_core"), 40, shown=True),
-        Step("tests", (python, *PYTEST, "tests/cuda", f"--ignore={FAULTS}", f"--ignore={HARNESS}"), 180, mps=True),
+        Step("tests", (python, *pytest, "tests/cuda", f"--ignore={FAULTS}", f"--ignore={HARNESS}"), 180, mps=True),
         Step("bench", (python, *bench, *(("--mps",) if shared else ())), 200, module="msgspec", shown=True),
-        Step("faults", (python, *PYTEST, FAULTS), 150),
-        Step("harness", (python, *PYTEST, HARNESS), 120, module="msgspec", mps=True),
+        Step("faults", (python, *pytest, FAULTS), 150),
+        Step("harness", (python, *pytest, HARNESS), 120, module="msgspec", mps=True),
         Step("memcheck", (*watched, "memcheck", python, SANITIZED), 90, program=sanitizer),
         Step("racecheck", (*watched, "racecheck", python, SANITIZED, "ll"), 90, program=sanitizer),
         Step("synccheck", (*watched, "synccheck", python, SANITIZED), 60, program=sanitizer),
     ]
+
+
+def pytest_words() -> tuple[str, ...]:
+    """How this Python runs pytest. The project's settings want pytest-timeout; steps have deadlines without it, too."""
+    settings = () if has_module("pytest_timeout") else ("-c", os.devnull, "--rootdir=.")
+    return ("-m", "pytest", *settings, "--confcutdir=tests/cuda", "-p", "no:cacheprovider", "-m", "gpu", "-q")
 
 
 def gpus() -> int:

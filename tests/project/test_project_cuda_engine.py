@@ -91,6 +91,7 @@ def test_a_document_is_shown_as_its_run_showed_it(measured: tuple[subprocess.Com
         (["--device", "cpu", "--experts", "9"], "9 experts cannot be divided among 2 ranks"),
         (["--device", "cpu", "--mps"], "--mps is for device cuda"),
         (["--device", "cpu", "--iters", "1"], "--iters from 2 on"),
+        (["--device", "cpu", "--ht-sms", "0", "7"], "even numbers from 0 on for --ht-sms"),
         (["--device", "cpu", "--json", "nowhere/x.json"], "--json: there is no folder nowhere"),
     ],
 )
@@ -124,12 +125,15 @@ def test_a_hang_ends_and_leaves_nothing_behind() -> None:
     assert "nothing was measured: hung: no rank has begun a step for 0.2 s" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_deadline_ends_what_goes_on_for_ever() -> None:
     done = bench(*SMALL, "--modes", "ll", "--protocols", "paired", "--rounds", "1000000", "--deadline", "12")
     assert done.returncode == 2
-    assert "nothing was measured: out of time: the job was killed at its deadline of 12 s" in done.stderr
+    assert "cuda_engine.py: nothing was measured: " in done.stderr
+    assert "the job was killed at its deadline of 12 s" in done.stderr
 
 
+@pytest.mark.slow
 def test_wrong_and_broken_contenders_are_shown_as_such_and_the_others_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -159,6 +163,25 @@ def test_wrong_and_broken_contenders_are_shown_as_such_and_the_others_measured(
     assert "WRONG" in text
     assert "wrong: wrong, phased: check combine before: combine is wrong in" in text
     assert "failed: broken, phased: check combine before: it cannot combine" in text
+
+
+def test_on_gpus_every_protocol_and_number_of_sms_has_its_contenders() -> None:
+    case = Case(backend="ep_core", mode="ll", device="cuda", ranks=2, tokens=8, hidden=128, topk=2, experts=4)
+    names = {"modes": ["ht", "ll"], "protocols": [*cuda_engine_plan.PROTOCOLS], "peers": [*cuda_engine_plan.PEERS]}
+    made = cuda_engine_plan.blocks(case, 64, [0, 20, 20], names, fp8=True)
+    assert [(one.mode, one.protocol) for one in made] == [
+        (mode, protocol) for mode in ("ll", "ht") for protocol in ("phased", "paired", "graph", "kernel")
+    ]
+    by_block = {(one.mode, one.protocol): {each.name for each in one.contenders} for one in made}
+    ours = {"ep_core, exact", "ep_core, local_reduce", "ep_core, fp8", "ep_core, no tokens"}
+    theirs = {"deep_ep", "deep_ep, fp8", "mscclpp.ext.ep", "mscclpp.ext.ep, fp8"}
+    assert by_block["ll", "graph"] == ours | theirs
+    assert by_block["ll", "paired"] == ours | theirs | {"torch", "torch, fp8"}
+    assert by_block["ht", "kernel"] == {"ep_core, all SMs", "ep_core, 20 SMs", "deep_ep"}
+    for block in made:
+        for one in block.contenders:
+            one.run.case.validate()
+            assert (one.run.case.mode, one.run.case.protocol) == (block.mode, block.protocol)
 
 
 def contender(name: str, peer: str, values: list[float], outcome: str = "ok") -> dict[str, Any]:
