@@ -32,7 +32,7 @@ from typing import Any
 import cuda_engine_table
 import mps
 import msgspec
-from cuda_engine_plan import ALL_SMS, FEW_SMS, MODES, PEERS, PROTOCOLS, Plan, blocks
+from cuda_engine_plan import ALL_SMS, FEW_SMS, MODES, PEERS, PROTOCOLS, Block, Plan, blocks
 
 from harness import diagnosis, gpus, routing
 from harness.case import Case
@@ -43,6 +43,7 @@ from harness.supervise import JobEvent, supervise
 
 RANKS = Path(__file__).with_name("cuda_engine_ranks.py")
 ROOT = RANKS.parent.parent
+PROGRAM = "cuda_engine.py"
 VERSION = 1
 
 
@@ -96,7 +97,7 @@ def main(words: list[str] | None = None) -> int:
         if options.json is not None and options.recorded is None:
             _save(document, options.json)
     except EpwatchError as error:
-        print(f"cuda_engine.py: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.exit_code
     return 0 if cuda_engine_table.complete(document) else 3
 
@@ -110,7 +111,7 @@ def _no_gpu(device: str) -> str:
     return gpus.obstacle() or cuda.obstacle()
 
 
-def _checked(options: argparse.Namespace) -> tuple[list[Any], dict[str, Any]]:
+def _checked(options: argparse.Namespace) -> tuple[list[Block], dict[str, Any]]:
     """The blocks that were asked for, and the settings of the document. Raises `EpwatchError`."""
     if why := _no_gpu(options.device):
         raise BenchError(f"the CUDA engine cannot be measured here: {why}; --device cpu measures the host engine")
@@ -161,7 +162,7 @@ def _mps(wanted: bool) -> Iterator[dict[str, str]]:
         raise BenchError(str(error)) from None
 
 
-def _measured(options: argparse.Namespace, planned: list[Any], settings: dict[str, Any]) -> dict[str, Any]:
+def _measured(options: argparse.Namespace, planned: list[Block], settings: dict[str, Any]) -> dict[str, Any]:
     """Start the ranks, wait for them, and return what they found, with the reason where that is not all."""
     with tempfile.TemporaryDirectory(prefix="epwatch-bench-") as name, _mps(options.mps) as variables:
         folder = Path(name)
@@ -202,8 +203,7 @@ def _measured(options: argparse.Namespace, planned: list[Any], settings: dict[st
 
 def _of_ranks(folder: Path, why: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = {"program": Path(__file__).name, "version": VERSION}
-        return found | json.loads((folder / "found.json").read_bytes())
+        return {"program": PROGRAM, "version": VERSION, **json.loads((folder / "found.json").read_bytes())}
     except FileNotFoundError:
         raise BenchError(f"nothing was measured: {why}") from None
 
@@ -232,8 +232,8 @@ def _recorded(path: Path) -> dict[str, Any]:
         raise BenchError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise BenchError(f"{path} is not JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("program") != Path(__file__).name:
-        raise BenchError(f"{path} is no document of {Path(__file__).name}")
+    if not isinstance(document, dict) or document.get("program") != PROGRAM:
+        raise BenchError(f"{path} is no document of {PROGRAM}")
     if document.get("version") != VERSION:
         raise BenchError(f"{path} has version {document.get('version')}, this program reads {VERSION}")
     if lacking := [name for name in cuda_engine_table.NEEDED if name not in document]:

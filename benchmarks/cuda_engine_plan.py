@@ -107,7 +107,7 @@ def _low_latency(sizes: Case, protocol: Protocol, peers: Sequence[str], *, fp8: 
     made = [_ours("ep_core, exact", exact), _ours("ep_core, local_reduce", reduced)]
     made += _peers(exact, peers)
     if fp8:
-        made.append(_ours("ep_core, fp8", msgspec.structs.replace(reduced, dtype="fp8")))
+        made.append(_ours("ep_core, fp8, local_reduce", msgspec.structs.replace(reduced, dtype="fp8")))
         made += _peers(msgspec.structs.replace(exact, dtype="fp8"), peers)
     return [*made, _ours(NO_TOKENS, msgspec.structs.replace(reduced, tokens=0))]
 

@@ -16,7 +16,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class _Entry:
     why: str = ""
 
     @contextlib.contextmanager
-    def turn(self, sms: int) -> Any:
+    def turn(self, sms: int) -> Iterator[None]:
         """What only this contender may do to the process: how many processors high throughput takes."""
         before = Buffer.num_sms
         Buffer.set_num_sms(sms - sms % 2)
@@ -257,7 +257,7 @@ def _class_of(contender: Contender) -> type[Backend]:
 
 
 @contextlib.contextmanager
-def _variable(name: str, value: int) -> Any:
+def _variable(name: str, value: int) -> Iterator[None]:
     """An environment variable for as long as the block runs; as it is for 0."""
     before = os.environ.get(name)
     if value:

@@ -47,10 +47,10 @@ def measure(run: Run, folder: Path, sms: int, align: Operation) -> Limits:
     found, size = Limits(), BYTES[run.case.device]
     _add_memory(run, found, size, align)
     if run.case.device == "cuda":
-        kernels: list[_Kernels] = []
+        kernels: list[Kernels] = []
         try:
-            run.agreed("build limits", lambda: _build(folder) if run.world.rank == 0 else None)
-            run.agreed("open limits", lambda: kernels.append(_Kernels(folder)))
+            run.agreed("build limits", lambda: build(folder, _architecture()) if run.world.rank == 0 else None)
+            run.agreed("open limits", lambda: kernels.append(Kernels(folder)))
             _add_kernels(run, found, kernels[0], size, sms, align)
         except RunFailed as failed:
             for name in (PUT, PUT_FEW, FLAGS, EMPTY):
@@ -76,7 +76,7 @@ def _add_memory(run: Run, found: Limits, size: int, align: Operation) -> None:
     _add(run, found, FILL, size, fill, align)
 
 
-def _add_kernels(run: Run, found: Limits, kernels: _Kernels, size: int, sms: int, align: Operation) -> None:
+def _add_kernels(run: Run, found: Limits, kernels: Kernels, size: int, sms: int, align: Operation) -> None:
     world = run.world
     handles = run.agreed("allocate for limits", lambda: kernels.allocate(size))
     run.agreed("map a peer for limits", lambda: kernels.open(handles[(world.rank + 1) % world.size]))
@@ -128,15 +128,20 @@ def _library(folder: Path) -> Path:
     return folder / "cuda_limits.so"
 
 
-def _build(folder: Path) -> None:
-    """Raises `BackendError` with the reason where there is no nvcc or it fails."""
+def _architecture() -> str:
+    """This rank's GPU's, as nvcc calls it."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def build(folder: Path, architecture: str) -> None:
+    """Build the kernels. Raises `BackendError` with the reason where there is no nvcc or it fails."""
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
         raise BackendError("nvcc is not installed")
-    major, minor = torch.cuda.get_device_capability()
     done = subprocess.run(
         [
-            *(nvcc, "-O3", "-std=c++20", f"-arch=sm_{major}{minor}", "-shared", "-Xcompiler", "-fPIC"),
+            *(nvcc, "-O3", "-std=c++20", f"-arch={architecture}", "-shared", "-Xcompiler", "-fPIC"),
             *("-cudart", "static", "-o", str(_library(folder)), str(SOURCE)),
         ],
         capture_output=True,
@@ -148,7 +153,7 @@ def _build(folder: Path) -> None:
         raise BackendError(f"nvcc cannot build {SOURCE.name}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
 
 
-class _Kernels:
+class Kernels:
     """The built kernels, this rank's memory, and that of the next rank, opened."""
 
     def __init__(self, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import cuda_engine
 import cuda_engine_plan
 import cuda_engine_table
+import cuda_limits
 import cuda_peers
 import mps
 
 from harness import gpus, oracle
 from harness.case import Case
+from harness.errors import BackendError
 from harness.record import PlannedRun, new_run_id
 
 PROGRAM = Path(cuda_engine.__file__)
@@ -58,7 +61,14 @@ def test_every_contender_is_measured_beside_its_peers(
     ]
     names = [one["name"] for one in document["blocks"][0]["contenders"]]
     assert names == [
-        *("ep_core, exact", "ep_core, local_reduce", "torch", "ep_core, fp8", "torch, fp8", "ep_core, no tokens"),
+        *(
+            "ep_core, exact",
+            "ep_core, local_reduce",
+            "torch",
+            "ep_core, fp8, local_reduce",
+            "torch, fp8",
+            "ep_core, no tokens",
+        ),
     ]
     assert [one["name"] for one in document["blocks"][2]["contenders"]] == ["ep_core", "torch", "torch-agrs"]
     for block in document["blocks"]:
@@ -173,7 +183,7 @@ def test_on_gpus_every_protocol_and_number_of_sms_has_its_contenders() -> None:
         (mode, protocol) for mode in ("ll", "ht") for protocol in ("phased", "paired", "graph", "kernel")
     ]
     by_block = {(one.mode, one.protocol): {each.name for each in one.contenders} for one in made}
-    ours = {"ep_core, exact", "ep_core, local_reduce", "ep_core, fp8", "ep_core, no tokens"}
+    ours = {"ep_core, exact", "ep_core, local_reduce", "ep_core, fp8, local_reduce", "ep_core, no tokens"}
     theirs = {"deep_ep", "deep_ep, fp8", "mscclpp.ext.ep", "mscclpp.ext.ep, fp8"}
     assert by_block["ll", "graph"] == ours | theirs
     assert by_block["ll", "paired"] == ours | theirs | {"torch", "torch, fp8"}
@@ -282,6 +292,19 @@ def test_rounding_counts_as_right_and_nothing_else(seed: int, off: float) -> Non
     assert torch.equal(spoilt, far)
     far[2, 5] = torch.nan
     assert torch.isnan(cuda_peers.within_rounding(case, 1, far)[2, 5])
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_the_limits_kernels_build_and_say_what_cuda_says(tmp_path: Path) -> None:
+    cuda_limits.build(tmp_path, "sm_90")
+    kernels = cuda_limits.Kernels(tmp_path)
+    if gpus.obstacle() is None:
+        assert len(kernels.allocate(1 << 20)[0]) == 64
+    else:
+        with pytest.raises(BackendError, match=r"limit_allocate: .*CUDA"):
+            kernels.allocate(1 << 20)
+    with pytest.raises(BackendError, match=r"nvcc cannot build cuda_limits.cu: "):
+        cuda_limits.build(tmp_path, "sm_1")
 
 
 def test_a_daemon_that_is_not_installed_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
