@@ -17,7 +17,7 @@ BENCHMARKS := host_engine command_start history gate detection attribution calib
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nightly nightly-slurm test test-slow lint format bench clean
+.PHONY: help setup nightly nightly-slurm test test-slow lint format bench gpu-check clean
 
 help:  ## What can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/\1\t/' | expand -t 14
@@ -52,16 +52,20 @@ lint: setup  ## ruff, mypy, the layering of the rooms, clang-format
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES) benchmarks/*.cu
 
 format: setup  ## Put Python and C++ into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES) benchmarks/*.cu
 
 bench: setup  ## Every figure that the documents quote, measured here and now, beside its peers
 	@$(PIP_INSTALL) --editable '.[test,dev,bench]'
 	@set -e; for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
+	@echo "== benchmarks/cuda_engine.py"; $(BIN)/python benchmarks/cuda_engine.py --if-gpu
+
+gpu-check:  ## On a machine with one or two GPUs: build, test and measure with PYTHON=python3; logs in OUT=folder
+	@$(PYTHON) tests/cuda/gpu_check.py
 
 clean:  ## Remove what make made here; the history stays
 	rm -rf $(VENV) build dist *.egg-info ep_core/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

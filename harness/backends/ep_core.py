@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import overrides, routing, traffic
+from harness.backends import packed
 from harness.backends.base import Received, Setup
 from harness.case import FP8_BLOCK, Case, Phase
 
@@ -216,32 +217,12 @@ class _LowLatency:
         )
 
     def received(self) -> Received:
-        import torch
-
-        slots = self._src_info.shape[1]
-        in_use = torch.arange(slots, device=self._count.device) < self._count[:, None]
-        self._expert, self._slot = torch.nonzero(in_use, as_tuple=True)
-        begin, length = self._layout_range >> 32, self._layout_range & 0xFFFFFFFF
-        # A slot's source is the block it lies in; -1 where it lies in none.
-        position = self._slot[:, None]
-        inside = (position >= begin[self._expert]) & (position < (begin + length)[self._expert])
-        source = torch.where(inside.any(1), inside.to(torch.int8).argmax(1), -1)
-        rows = self._x.view(torch.uint8) if self._scales is not None else self._x
-        return Received(
-            x=rows[self._expert, self._slot].view(self._x.dtype),
-            scales=None if self._scales is None else self._scales[self._expert, self._slot],
-            source=source,
-            token=self._src_info[self._expert, self._slot].to(torch.int64),
-            expert=self._expert,
-            slot=self._slot,
-            counts=self._count,
-            begin=begin,
-            length=length,
-            ordered=True,
-        )
+        made = packed.received(self._x, self._scales, self._src_info, self._layout_range, self._count, ordered=True)
+        self._in_use = made.expert, made.slot
+        return made
 
     def give(self, expert_output: torch.Tensor) -> None:
-        self._expert_output[self._expert, self._slot] = expert_output
+        self._expert_output[self._in_use] = expert_output
 
     def close(self) -> None:
         self.buffer.destroy()

@@ -60,7 +60,7 @@ class TorchBackend:
         CUDA tensors go over a group of their own, by NCCL: raises `BackendError` where ranks share a GPU.
         """
         self._case = given.case
-        self._nccl = _nccl_group(given) if given.case.device == "cuda" else None
+        self._nccl = nccl_group(given) if given.case.device == "cuda" else None
         group = self._nccl or given.group
         self._engine: _Packed | _Ranked = _Packed(given, group) if given.case.mode == "ll" else _Ranked(given, group)
 
@@ -107,14 +107,18 @@ class TorchBackend:
         nccl = self.__dict__.pop("_nccl", None)
         self.__dict__.clear()
         if nccl is not None:
-            from torch.distributed.distributed_c10d import _abort_process_group
-
-            # To destroy it would be to wait for the peers.
-            _abort_process_group(nccl)
+            abort(nccl)
 
 
-def _nccl_group(given: Setup) -> dist.ProcessGroup:
-    """A group of NCCL over the ranks of the run."""
+def abort(group: dist.ProcessGroup) -> None:
+    """Give a group of NCCL back at once: to destroy it would be to wait for the peers."""
+    from torch.distributed.distributed_c10d import _abort_process_group
+
+    _abort_process_group(group)
+
+
+def nccl_group(given: Setup) -> dist.ProcessGroup:
+    """A group of NCCL over the ranks of the run. Raises `BackendError` where two of them share a GPU."""
     import torch
     import torch.distributed as dist
 
