@@ -101,7 +101,7 @@ NB_MODULE(_cuda, m) {
 
   nb::set_leak_warnings(false);
   nb::register_exception_translator(translate);
-  m.attr("BUILT_FOR") = EP_CORE_CUDA_ARCHITECTURES;
+  m.attr("BUILT_FOR") = EP_CORE_CUDA_BUILT_FOR;
   m.attr("COMPILER") = EP_CORE_CUDA_COMPILER;
   m.attr("MAX_RANKS") = kMaxRanks;
   m.attr("MAX_TOPK") = kMaxTopk;
