@@ -2,15 +2,14 @@
 // rank, token and position in top-k.
 //
 // Grid: one block of 16 warps on each multiprocessor that is asked for, all resident. Work is dealt to warps.
-//   1. `count_positions`, `announce`: a token at a time for each warp. Tells every rank the token's selections: expert
-//   and
-//      position among this source's rows for that expert (8-byte words that carry their epoch, so they need no fence).
-//   2. `push`: a warp a piece of a row. Loads it into shared memory (quantises it), and stores it once for each rank
-//      that has one of the token's experts, into a place of its own there; then its flag.
-//   3. `collect`: each block reads all sources' selections and so knows where each source's rows begin at each expert.
-//   4. `expand`: a warp a piece of a row, own ones out of the shared memory they were sent from, others' when their
-//   flag
-//      is there. Stores it into the slot of every local expert that wants it.
+//   1. `count_positions`, `announce`: a token for each warp. Tells every rank the token's selections: expert, and
+//      position among this source's rows for it (8-byte words that carry their epoch, so they need no fence).
+//   2. `push`: a warp a piece of a row. Loads it into shared memory (quantises it), and stores it once for each
+//      rank that has one of the token's experts, into a place of its own there; then its flag.
+//   3. `count_selections`, `lay_out`: each block reads all sources' selections, and so knows where each source's
+//      rows begin at each expert.
+//   4. `place`, `expand`: a warp a piece of a row, own ones out of the shared memory they were sent from, others'
+//      when their flag is there. Stores it into the slot of every local expert that wants it.
 // Steps 3 and 4 run while the wire is busy with step 2. Nothing waits for a unit that is not dealt yet: announcing and
 // pushing never wait for a peer's part in this operation, and they come first in every warp.
 //
@@ -22,6 +21,8 @@
 // load. Selections: st.relaxed.sys and ld.relaxed.sys of single words that hold all there is to know. Blocks of a rank
 // share nothing but the ticket.
 #include "low_latency.cuh"
+#include "quantise.cuh"
+#include "selections.cuh"
 
 namespace ep_core::cuda {
 namespace {
@@ -54,66 +55,6 @@ struct alignas(128) WarpBuffer<true> {
 // Selections that a block keeps in shared memory, of the lowest sources and tokens; others are loaded again.
 constexpr int kKept = 8192;
 
-// A selection as it is announced: valid, expert, position.
-__device__ std::uint32_t selection(int expert, int position) {
-  return 1u << 31 | static_cast<std::uint32_t>(expert) << kPackBits | static_cast<std::uint32_t>(position);
-}
-__device__ int expert_of(std::uint32_t selection) {
-  return (selection >> 31) == 0 ? -1 : static_cast<int>(selection >> kPackBits & (2 * kMaxExperts - 1));
-}
-__device__ int position_of(std::uint32_t selection) { return static_cast<int>(selection & (kMostTokens - 1)); }
-
-// The scale of 128 columns and what to multiply them by; see docs/ep_core.md, "fp8".
-__device__ float2 block_scale(std::uint32_t largest, bool round_scale) {
-  const float amax = __uint_as_float(largest << 16);
-  const float floored = amax < 1e-4f ? 1e-4f : amax;
-  const float scale = __fdiv_rn(floored, 448.0f);
-  const float multiplier = __fdiv_rn(448.0f, floored);
-  if (!round_scale) return {scale, multiplier};
-  const std::uint32_t bits = __float_as_uint(scale);
-  if (bits >= 0x7f800000u) return {floored, multiplier};
-  const float power = __uint_as_float((bits + 0x7fffffu) & 0x7f800000u);
-  return {power, __fdiv_rn(1.0f, power)};
-}
-
-__device__ std::uint32_t pack_e4m3(std::uint32_t pair, float multiplier) {
-  const float low = __fmul_rn(__uint_as_float(pair << 16), multiplier);
-  const float high = __fmul_rn(__uint_as_float(pair & 0xffff0000u), multiplier);
-  std::uint16_t packed;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
-// By a warp: bf16 columns to e4m3 with a float32 scale for each 128, behind the columns. 16 lanes take a block of 128.
-__device__ void quantise(const std::byte* raw, std::byte* to, int columns, bool round_scale) {
-  const int blocks = columns / kScaleBlock;
-  auto* scales = reinterpret_cast<float*>(to + columns);
-  for (int pair = 0; pair < blocks; pair += 2) {
-    const int block = pair + lane_id() / 16;
-    const bool active = block < blocks;
-    const int column = block * kScaleBlock + lane_id() % 16 * 8;
-    uint4 value{};
-    if (active) value = *reinterpret_cast<const uint4*>(raw + 2 * column);
-    const std::uint32_t sizes = 0x7fff7fffu;
-    const std::uint32_t top =
-        __vmaxu2(__vmaxu2(value.x & sizes, value.y & sizes), __vmaxu2(value.z & sizes, value.w & sizes));
-    std::uint32_t largest = max(top & 0xffffu, top >> 16);
-    for (int step = 8; step > 0; step /= 2) largest = max(largest, __shfl_xor_sync(kAll, largest, step));
-    const float2 scale = block_scale(largest, round_scale);
-    if (!active) continue;
-    const std::uint32_t first = pack_e4m3(value.x, scale.y) | pack_e4m3(value.y, scale.y) << 16;
-    const std::uint32_t second = pack_e4m3(value.z, scale.y) | pack_e4m3(value.w, scale.y) << 16;
-    *reinterpret_cast<uint2*>(to + column) = {first, second};
-    if (lane_id() % 16 == 0) scales[block] = scale.x;
-  }
-}
-
-// The tokens that a block announces at a time, one for each warp.
-struct OwnTokens {
-  std::uint32_t earlier[kWarps][kMaxTopk];  // [k]: selections by earlier tokens of the expert whose first place is k
-  std::int8_t first[kWarps][kMaxExperts];   // [expert]: its first place in the token's top-k, or -1
-};
-
 // A piece of a row of a source.
 struct Piece {
   int source;
@@ -137,54 +78,13 @@ class Dispatch {
         cells(cells),
         kept(kept) {}
 
-  // Step 1, by a block: for each token dealt to it (one to each warp at a time), how many selections of earlier tokens
-  // of this rank have each expert that the token selects. Needs nothing of the operation.
-  // Returns lane k's expert of the warp's token, -1 where it is masked, absent or wrong.
-  __device__ int count_positions(OwnTokens& own, int first_token) {
-    constexpr int kAhead = 4;
-    const int topk = a.call.topk;
-    const int stride = static_cast<int>(gridDim.x);
-    const int left = max(a.call.tokens - first_token, 0);
-    const int tokens = min(kWarps, (left + stride - 1) / stride);
-    const std::int64_t end = tokens == 0 ? 0 : static_cast<std::int64_t>(first_token + (tokens - 1) * stride) * topk;
-    std::int64_t ahead[kAhead];
-    const auto load = [&](std::int64_t begin) {
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const std::int64_t at = begin + i * kThreads + threadIdx.x;
-        ahead[i] = at < end ? a.in.topk[at] : -1;
-      }
-    };
-    load(0);
-    const int mine = first_token + warp_id() * stride;
-    const int expert = own_expert(mine);
-    const int words = tokens * kMaxExperts / 4;
-    for (int i = threadIdx.x; i < words; i += kThreads) reinterpret_cast<std::uint32_t*>(own.first)[i] = kAll;
-    own.earlier[warp_id()][lane_id()] = 0;
-    __syncthreads();
-    const unsigned alike = __match_any_sync(kAll, expert);
-    if (expert >= 0 && __ffs(alike) - 1 == lane_id())
-      own.first[warp_id()][expert] = static_cast<std::int8_t>(lane_id());
-    __syncthreads();
-    for (std::int64_t begin = 0; begin < end; begin += kAhead * kThreads) {
-      if (begin > 0) load(begin);
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (ahead[i] < 0 || ahead[i] >= a.call.sizes.experts) continue;
-        const std::int64_t at = begin + i * kThreads + threadIdx.x;
-        for (int nth = 0; nth < tokens; ++nth) {
-          const int place = own.first[nth][ahead[i]];
-          const bool earlier = at < static_cast<std::int64_t>(first_token + nth * stride) * topk;
-          if (place >= 0 && earlier) atomicAdd(&own.earlier[nth][place], 1u);
-        }
-      }
-    }
-    __syncthreads();
-    return expert;
+  // Before the operation is known, so that nobody can be told what is wrong; `push` comes by every token.
+  __device__ int own_expert(int token) const {
+    return expert_of_own(token, [](std::int64_t, std::int64_t) {});
   }
 
-  // Likewise, by a warp, when the operation has begun: tells every rank. Selections beyond the tokens there are, and
-  // wrong ones, are told as masked.
+  // Step 1, by a warp, when the operation has begun and positions are counted: tells every rank. Selections beyond the
+  // tokens there are, and wrong ones, are told as masked.
   __device__ void announce(const OwnTokens& own, int token, int expert) {
     if (token >= a.call.sizes.max_tokens) return;
     const int topk = a.call.topk;
@@ -408,10 +308,6 @@ class Dispatch {
     on_wrong(expert, at);
     return -1;
   }
-  // Before the operation is known, so that nobody can be told what is wrong; `push` comes by every token.
-  __device__ int own_expert(int token) const {
-    return expert_of_own(token, [](std::int64_t, std::int64_t) {});
-  }
   __device__ int checked_expert(int token) const {
     return expert_of_own(token,
                          [&](std::int64_t expert, std::int64_t at) { fail_wrong_value(world, op.phase, expert, at); });
@@ -483,7 +379,10 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
       const Operation begun = begin_call(a.world, a.call, Phase::dispatch);
       if (lane_id() == 0) shared_op = begun;
     }
-    if (sends) expert = early.count_positions(own, first_token);
+    if (sends) {
+      expert = early.own_expert(first_token + warp_id() * static_cast<int>(gridDim.x));
+      count_positions(own, a.in.topk, a.call, first_token, expert);
+    }
   }
   __syncthreads();
   op = shared_op;
@@ -497,7 +396,8 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
     dispatch.announce(own, first_token + warp_id() * static_cast<int>(gridDim.x), expert);
     for (int token = first_token + unit_stride(); token < a.call.sizes.max_tokens; token += unit_stride()) {
       __syncthreads();
-      expert = dispatch.count_positions(own, token);
+      expert = dispatch.own_expert(token + warp_id() * static_cast<int>(gridDim.x));
+      count_positions(own, a.in.topk, a.call, token, expert);
       dispatch.announce(own, token + warp_id() * static_cast<int>(gridDim.x), expert);
     }
   }
