@@ -110,6 +110,7 @@ class CudaEngine:
         self._rows: dict[tuple[int, int, int], torch.Tensor] = {}
         self._offered: tuple[int, int, int] | None = None
         self._destroyed = False
+        self._broken = ""
         torch.cuda.init()
         self._cuda = _cuda.Cuda(self._rank, self._ranks, num_nvl_bytes, num_rdma_bytes, timeout_s, device.index)
         try:
@@ -123,6 +124,8 @@ class CudaEngine:
         """See `ep_core.engine.Engine`. What was reported once is raised by every later call."""
         if self._destroyed:
             raise RuntimeError("this buffer cannot be used: it was destroyed")
+        if self._broken:
+            raise RuntimeError(f"this buffer cannot be used any more: {self._broken}")
         failure = self._cuda.failure()
         if failure is None:
             return
@@ -246,9 +249,15 @@ class CudaEngine:
         ticket = torch.empty(1, dtype=torch.int64, device=self.device)
         launch(call.stream, _SEND, ticket.data_ptr())
         number = self._open.begin(received=False)
+        captured = torch.cuda.is_current_stream_capturing()
 
         def receive() -> None:
             self.check()
+            if torch.cuda.is_current_stream_capturing() != captured:
+                raise RuntimeError(
+                    f"{name}: the receive hook must be called while the same CUDA graph is captured as the send, or "
+                    "both outside of one"
+                )
             self._open.receive(name, number)
             with self.call(None, False) as later:
                 launch(later.stream, _RECEIVE, ticket.data_ptr())
@@ -326,8 +335,9 @@ class CudaEngine:
         """What the notify just enqueued will receive. What its kernel reports goes before the host's own deadline."""
         try:
             return self._cuda.ht_counts(self._timeout_s + _KERNEL_FIRST_S)
-        except Exception:
+        except Exception as error:
             self.check()
+            self._broken = str(error)
             raise
 
     def dispatch_finish(self, given: HighThroughputIn, plan: DispatchPlan, out: HighThroughputOut, call: Call) -> None:

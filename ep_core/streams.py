@@ -9,6 +9,7 @@ operations have no stream: `Call` itself. CUDA operations run on the current str
 from __future__ import annotations
 
 from types import TracebackType
+from typing import ClassVar
 
 import torch
 
@@ -46,12 +47,18 @@ class Call:
 
 
 class Streams:
-    """The streams of one buffer: its own, and the order between operations that come from different ones."""
+    """The stream of one buffer, and the order between operations of all buffers of a device.
+
+    An operation's kernel may fill the device and then waits for the same operation of its peers. So operations that
+    come from different streams follow each other in the order in which they were called, whichever buffer they are of:
+    a rank on which another one ran first would wait for a peer that waits for it.
+    """
+
+    _last: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._own: torch.cuda.Stream | None = None
-        self._last: torch.cuda.Stream | None = None
 
     @property
     def own(self) -> torch.cuda.Stream:
@@ -61,14 +68,14 @@ class Streams:
         return self._own
 
     def ordered(self, stream: torch.cuda.Stream) -> None:
-        """Make `stream` wait for the operation before, if that was on another one.
+        """Make `stream` wait for the operation before on this device, if that was on another stream.
 
         While a graph is captured that goes for the operations captured; those before it cannot be waited for there.
         """
-        last = self._last
+        last = self._last.get(self.device)
         if stream == last:
             return
-        self._last = stream
+        self._last[self.device] = stream
         if last is not None and self._captures(None) == self._captures(last):
             stream.wait_event(last.record_event())
 

@@ -41,6 +41,8 @@ TAIL_LINES = 25
 KILL_GRACE_S = 20.0
 FAULTS, HARNESS = "tests/cuda/test_cuda_faults.py", "tests/cuda/test_cuda_harness.py"
 SANITIZED = "tests/cuda/sanitize.py"
+# synccheck follows so many barriers at once; the kernels have some for each warp of each block.
+BARRIERS = ("--num-cuda-barriers", "8192")
 NEEDED = ("torch", "numpy", "setuptools", "nanobind", "pytest", "hypothesis")
 
 
@@ -75,7 +77,7 @@ def steps(out: Path, shared: bool) -> list[Step]:
         Step("harness", (python, *pytest, HARNESS), 120, module="msgspec", mps=True),
         Step("memcheck", (*watched, "memcheck", python, SANITIZED), 90, program=sanitizer),
         Step("racecheck", (*watched, "racecheck", python, SANITIZED, "ll"), 90, program=sanitizer),
-        Step("synccheck", (*watched, "synccheck", python, SANITIZED), 60, program=sanitizer),
+        Step("synccheck", (*watched, "synccheck", *BARRIERS, python, SANITIZED), 60, program=sanitizer),
     ]
 
 

@@ -14,11 +14,16 @@ constexpr auto kPoll = std::chrono::microseconds(20);
 
 }  // namespace
 
+HighThroughput::HighThroughput(Segment& segment) : segment_(segment) {
+  const DeviceGuard guard(segment.device());
+  check(prepare_high_throughput(), "high-throughput kernels cannot have their shared memory");
+}
+
 std::int64_t HighThroughput::least_bytes(std::int64_t row_bytes, std::int64_t extra_bytes, int ranks) {
   return RingLayout::least_bytes(PlaceLayout(row_bytes + extra_bytes, 0, 0, 0).bytes + 128, ranks);
 }
 
-void HighThroughput::prepare(const PlaceLayout& place) const {
+void HighThroughput::check_fits(const PlaceLayout& place) const {
   const World& world = segment_.world();
   const std::int64_t wanted = RingLayout::least_bytes(place.bytes, world.ranks);
   if (segment_.nvl_bytes() < wanted) {
@@ -26,7 +31,6 @@ void HighThroughput::prepare(const PlaceLayout& place) const {
                         std::to_string(place.bytes) + " bytes on " + std::to_string(world.ranks) +
                         " ranks, the Buffer was made with " + std::to_string(segment_.nvl_bytes()));
   }
-  check(prepare_high_throughput(), "high-throughput kernels cannot have their shared memory");
 }
 
 int HighThroughput::blocks(int wanted) const {
@@ -69,14 +73,14 @@ std::pair<std::int64_t, std::vector<std::int64_t>> HighThroughput::counts(double
 
 void HighThroughput::dispatch(const HtDispatch& arguments, int multiprocessors, cudaStream_t stream) const {
   const DeviceGuard guard(segment_.device());
-  prepare(arguments.place());
+  check_fits(arguments.place());
   check(launch_ht_dispatch(segment_.world(), arguments, segment_.nvl_bytes(), blocks(multiprocessors), stream),
         "dispatch cannot be launched");
 }
 
 void HighThroughput::combine(const HtCombine& arguments, int multiprocessors, cudaStream_t stream) const {
   const DeviceGuard guard(segment_.device());
-  prepare(arguments.place());
+  check_fits(arguments.place());
   check(launch_ht_combine(segment_.world(), arguments, segment_.nvl_bytes(), blocks(multiprocessors), stream),
         "combine cannot be launched");
 }

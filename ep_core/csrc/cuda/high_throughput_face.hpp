@@ -13,7 +13,7 @@ namespace ep_core::cuda {
 
 class HighThroughput {
  public:
-  explicit HighThroughput(Segment& segment) : segment_(segment) {}
+  explicit HighThroughput(Segment& segment);
 
   // The least `nvl_bytes` with which rows of `row_bytes`, and `extra_bytes` that travel with each, go at all.
   static std::int64_t least_bytes(std::int64_t row_bytes, std::int64_t extra_bytes, int ranks);
@@ -28,7 +28,7 @@ class HighThroughput {
   void combine(const HtCombine& arguments, int multiprocessors, cudaStream_t stream) const;
 
  private:
-  void prepare(const PlaceLayout& place) const;
+  void check_fits(const PlaceLayout& place) const;
   int blocks(int wanted) const;
 
   Segment& segment_;

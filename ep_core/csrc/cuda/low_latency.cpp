@@ -35,6 +35,12 @@ std::uint32_t signature_of(Phase phase, const LowLatencySizes& sizes, int topk, 
 
 }  // namespace
 
+LowLatency::LowLatency(const Segment& segment) : segment_(segment) {
+  const DeviceGuard guard(segment.device());
+  check(prepare_dispatch(), "low_latency_dispatch cannot have its shared memory");
+  check(prepare_combine(), "low_latency_combine cannot have its shared memory");
+}
+
 void LowLatency::check_fits(const LowLatencySizes& sizes) const {
   const World& world = segment_.world();
   if (sizes.experts > kMaxExperts || sizes.hidden > kMaxHidden || sizes.max_tokens >= kMostTokens) {

@@ -49,6 +49,8 @@ __device__ inline Operation begin_call(const World& world, const LowLatencyCall&
   }
   Operation op = take_turn(world, phase, kLowLatency, call.signature);
   if (!wait_for_turn(world, op)) op.epoch = 0;
+  // What other warps write into the half by bulk copies comes after what the peers acknowledged.
+  proxy_fence();
   return op;
 }
 

@@ -58,6 +58,10 @@ struct CombineInput {
   bool local_reduce;
 };
 
+// Once for each device, before any launch: allow the kernels the shared memory they use.
+cudaError_t prepare_dispatch();
+cudaError_t prepare_combine();
+
 cudaError_t launch_dispatch(const World& world, const LowLatencyLayout& layout, const LowLatencyCall& call,
                             const DispatchInput& in, const DispatchOutput& out, const Map& map, int blocks,
                             cudaStream_t stream);

@@ -42,6 +42,8 @@ struct alignas(128) WarpBuffer {
   std::byte pieces[kBatch][kPieceBytes];
 };
 
+constexpr int kSharedBytes = kWarps * sizeof(WarpBuffer);  // for exact
+
 // A lane's columns of a piece, in bf16.
 struct Rounded {
   uint4 vector[kVectors];
@@ -404,15 +406,15 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
 
 template <bool kLocalReduce>
 cudaError_t launch(const CombineArgs& args, int blocks, cudaStream_t stream) {
-  constexpr int kBytes = kLocalReduce ? 0 : kWarps * sizeof(WarpBuffer);
-  const cudaError_t set =
-      cudaFuncSetAttribute(ep_ll_combine<kLocalReduce>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (set != cudaSuccess) return set;
-  ep_ll_combine<kLocalReduce><<<blocks, kThreads, kBytes, stream>>>(args);
+  ep_ll_combine<kLocalReduce><<<blocks, kThreads, kLocalReduce ? 0 : kSharedBytes, stream>>>(args);
   return cudaGetLastError();
 }
 
 }  // namespace
+
+cudaError_t prepare_combine() {
+  return cudaFuncSetAttribute(ep_ll_combine<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+}
 
 cudaError_t launch_combine(const World& world, const LowLatencyLayout& layout, const LowLatencyCall& call,
                            const CombineInput& in, const Map& map, void* out, int blocks, cudaStream_t stream) {

@@ -255,8 +255,8 @@ class Dispatch {
   // Step 3, by a block: counts every source's rows for each local expert.
   __device__ void count_selections() {
     constexpr int kBatch = 8;
-    const std::int64_t per_source = static_cast<std::int64_t>(a.call.sizes.max_tokens) * a.call.topk;
-    const std::int64_t all = per_source * world.ranks;
+    const auto per_source = static_cast<unsigned>(a.call.sizes.max_tokens * a.call.topk);
+    const std::int64_t all = static_cast<std::int64_t>(per_source) * world.ranks;
     const std::uint64_t* words = half.word(world.rank, a.layout.selections, 0);
     for (std::int64_t begin = threadIdx.x; begin < all; begin += kThreads * kBatch) {
       std::uint64_t found[kBatch];
@@ -269,7 +269,7 @@ class Dispatch {
       for (int i = 0; i < kBatch; ++i) {
         const std::int64_t at = begin + i * kThreads;
         if (at >= all) continue;
-        const int source = static_cast<int>(at / per_source);
+        const int source = static_cast<int>(static_cast<unsigned>(at) / per_source);
         const auto arrived = [&] {
           found[i] = load_relaxed(words + at);
           return is_of(found[i], op.epoch);
@@ -549,16 +549,25 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
 }
 
 template <bool kFp8>
+constexpr int kSharedBytes = kWarps * sizeof(WarpBuffer<kFp8>) + kKept * 4;
+
+template <bool kFp8>
 cudaError_t launch(const DispatchArgs& args, int blocks, cudaStream_t stream) {
-  constexpr int kBytes = kWarps * sizeof(WarpBuffer<kFp8>) + kKept * 4;
-  const cudaError_t set =
-      cudaFuncSetAttribute(ep_ll_dispatch<kFp8>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (set != cudaSuccess) return set;
-  ep_ll_dispatch<kFp8><<<blocks, kThreads, kBytes, stream>>>(args);
+  ep_ll_dispatch<kFp8><<<blocks, kThreads, kSharedBytes<kFp8>, stream>>>(args);
   return cudaGetLastError();
 }
 
+template <bool kFp8>
+cudaError_t prepare() {
+  return cudaFuncSetAttribute(ep_ll_dispatch<kFp8>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes<kFp8>);
+}
+
 }  // namespace
+
+cudaError_t prepare_dispatch() {
+  const cudaError_t prepared = prepare<false>();
+  return prepared == cudaSuccess ? prepare<true>() : prepared;
+}
 
 cudaError_t launch_dispatch(const World& world, const LowLatencyLayout& layout, const LowLatencyCall& call,
                             const DispatchInput& in, const DispatchOutput& out, const Map& map, int blocks,

@@ -10,7 +10,7 @@ namespace ep_core::cuda {
 
 class LowLatency {
  public:
-  explicit LowLatency(const Segment& segment) : segment_(segment) {}
+  explicit LowLatency(const Segment& segment);
 
   // Throws WrongArgument unless operations of these sizes fit the buffer and the kernels.
   void check_fits(const LowLatencySizes& sizes) const;
