@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import ep_core
 from ep_core import Buffer, cuda, rendezvous, told
+from ep_core.open_operations import OpenOperations
 
 PROBLEM = Problem(2, 4, 256, 2, 4, (4, 4))
 RDMA = Buffer.get_low_latency_rdma_size_hint(4, 256, 2, 4)
@@ -92,7 +93,7 @@ def test_an_allocation_that_no_event_orders_is_refused(world: RankWorld) -> None
 
 @given(st.lists(st.sampled_from(["whole", "send", "receive oldest", "receive newest"]), max_size=40))
 def test_two_operations_may_be_open_and_no_more(steps: list[str]) -> None:
-    operations = cuda.OpenOperations()
+    operations = OpenOperations()
     number, still_open = 0, []
     for step in steps:
         if step.startswith("receive"):
