@@ -1,4 +1,4 @@
-"""Which low-latency operations of a buffer are open: sent, and their receive hook not called. Used by `ep_core.cuda`."""
+"""Which low-latency operations of a buffer are open: sent, and not received yet. Used by `ep_core.cuda`."""
 
 from __future__ import annotations
 
