@@ -142,10 +142,6 @@ def _validate(case: Case, world: World, spec: JobSpec) -> None:
         )
     if case.routing not in routing.GENERATORS:
         raise CaseError(f"routing {case.routing!r} is unknown; known are {', '.join(routing.GENERATORS)}")
-    if case.protocol not in PROTOCOLS[case.device]:
-        raise CaseError(
-            f"protocol {case.protocol!r} needs a GPU; on device cpu there are {', '.join(PROTOCOLS['cpu'])}"
-        )
     if case.device == "cuda" and (reason := gpus.obstacle()) is not None:
         raise CaseError(f"device cuda cannot be used on {world.host_of_rank[world.rank]}: {reason}")
     if spec.iters <= LEADING_DROPPED or spec.warmup < 0:
