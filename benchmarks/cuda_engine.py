@@ -12,7 +12,8 @@ bytes that must leave a rank (a token once for each other rank; with combine exa
 kernel's speed, and the bytes that dispatch writes or combine reads in its own memory by that of fill or copy.
 
 Ranks that share a GPU take turns on it unless MPS lets them run side by side: `--mps` starts a private MPS daemon for
-this run and stops it. Exit code: 0; 2 what was asked for cannot be; 3 something of ours has no valid result.
+this run and stops it. Ctrl-C and SIGTERM end the run; the blocks that are done are shown and kept. Exit code: 0; 2 what
+was asked for cannot be; 3 something of ours has no valid result; 130 the run was interrupted.
 Next to read: benchmarks/cuda_engine_ranks.py.
 """
 
@@ -21,11 +22,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +48,20 @@ RANKS = Path(__file__).with_name("cuda_engine_ranks.py")
 ROOT = RANKS.parent.parent
 PROGRAM = "cuda_engine.py"
 VERSION = 1
+INTERRUPTED = "it was interrupted"
+EXIT_INTERRUPTED = 130
 
 
 class BenchError(EpwatchError):
     """What was asked for cannot be measured or shown."""
+
+
+class NothingMeasured(BenchError):
+    """The ranks left no document."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"nothing was measured: {why}")
+        self.exit_code = EXIT_INTERRUPTED if why == INTERRUPTED else 2
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -67,7 +80,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--protocols", nargs="+", choices=PROTOCOLS, help="without it all of the device")
     add("--peers", nargs="*", choices=[*PEERS], default=[*PEERS])
     add("--no-fp8", action="store_true", help="leave fp8 dispatch out")
-    add("--ll-sms", type=int, default=os.environ.get("EP_LL_SMS", 0), help="of a rank, low latency; 0: engine's choice")
+    add("--ll-sms", type=int, help="of a rank, low latency; 0: engine's choice; without it as EP_LL_SMS says, else 0")
     add("--ht-sms", type=int, nargs="+", default=[ALL_SMS, FEW_SMS], help="of a rank, high throughput; 0: all")
     add("--rounds", type=int, default=5, help="of a low-latency block")
     add("--ht-rounds", type=int, default=3, help="of a high-throughput block")
@@ -86,6 +99,8 @@ def main(words: list[str] | None = None) -> int:
     options = arguments(words)
     try:
         if options.recorded is not None:
+            if options.json is not None:
+                raise BenchError("--json is for what is measured, and --from measures nothing: leave one of them out")
             document = _recorded(options.recorded)
         else:
             if options.if_gpu and (why := _no_gpu(options.device)):
@@ -94,11 +109,16 @@ def main(words: list[str] | None = None) -> int:
             plan_blocks, settings = _checked(options)
             document = _measured(options, plan_blocks, settings)
         print(cuda_engine_table.text(document))
-        if options.json is not None and options.recorded is None:
+        if options.json is not None:
             _save(document, options.json)
     except EpwatchError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: {INTERRUPTED}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if options.recorded is None and document["ended"] == INTERRUPTED:
+        return EXIT_INTERRUPTED
     return 0 if cuda_engine_table.complete(document) else 3
 
 
@@ -117,9 +137,10 @@ def _checked(options: argparse.Namespace) -> tuple[list[Block], dict[str, Any]]:
         raise BenchError(f"the CUDA engine cannot be measured here: {why}; --device cpu measures the host engine")
     if min(options.rounds, options.ht_rounds) < 1 or options.iters < 2 or options.warmup < 0:
         raise BenchError("wanted --rounds and --ht-rounds from 1 on, --iters from 2 on, --warmup from 0 on")
-    if min(options.ll_sms, *options.ht_sms) < 0 or any(count % 2 for count in options.ht_sms):
+    ll_sms = _ll_sms(options.ll_sms, os.environ)
+    if min(ll_sms, *options.ht_sms) < 0 or any(count % 2 for count in options.ht_sms):
         raise BenchError("wanted --ll-sms from 0 on, and even numbers from 0 on for --ht-sms")
-    if min(options.deadline, options.hang) <= 0:
+    if not all(0 < seconds < math.inf for seconds in (options.deadline, options.hang)):
         raise BenchError("wanted positive numbers of seconds for --deadline and --hang")
     if options.mps and options.device == "cpu":
         raise BenchError("--mps is for device cuda: leave it out")
@@ -144,10 +165,36 @@ def _checked(options: argparse.Namespace) -> tuple[list[Block], dict[str, Any]]:
     for block in planned:
         for contender in block.contenders:
             contender.run.case.validate()
-    if options.json is not None and not options.json.is_dir() and not options.json.parent.is_dir():
-        raise BenchError(f"--json: there is no folder {options.json.parent}")
+    if options.json is not None:
+        _check_target(options.json)
     kept = {name: value for name, value in vars(options).items() if name not in ("json", "recorded", "if_gpu")}
-    return planned, {**kept, "protocols": protocols}
+    return planned, {**kept, "protocols": protocols, "ll_sms": ll_sms}
+
+
+def _ll_sms(wanted: int | None, environ: Mapping[str, str]) -> int:
+    """What the option says, else the variable, which the ranks' engines would refuse where it is nonsense."""
+    if wanted is not None:
+        return wanted
+    from ep_core import cuda
+
+    try:
+        return cuda.sms_wanted(environ.get("EP_LL_SMS", ""))
+    except ValueError as error:
+        raise BenchError(str(error)) from None
+
+
+def _check_target(target: Path) -> None:
+    """Raise `BenchError` where no document could be written in the end."""
+    folder = target if target.is_dir() else target.parent
+    if not folder.is_dir():
+        raise BenchError(f"--json: there is no folder {folder}")
+    try:
+        if target.is_file():
+            target.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BenchError(f"--json: cannot write {target}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
@@ -182,12 +229,15 @@ def _measured(options: argparse.Namespace, planned: list[Block], settings: dict[
             spec=spec,
             blocks=planned,
             rounds={"ll": options.rounds, "ht": options.ht_rounds},
-            ll_sms=options.ll_sms,
+            ll_sms=settings["ll_sms"],
             settings={**settings, "mps": f"{in_words}, private to this run" if options.mps else in_words},
         )
         (folder / "plan.json").write_bytes(msgspec.json.encode(plan))
         environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environ.get("PYTHONPATH")])])
-        ended = supervise(spec, _command(spec), ranks_environment(environ), folder / "launch.log", tell=_tell)
+        try:
+            ended = supervise(spec, _command(spec), ranks_environment(environ), folder / "launch.log", tell=_tell)
+        except KeyboardInterrupt:
+            return {**_of_ranks(folder, INTERRUPTED), "ended": INTERRUPTED}
         print(file=sys.stderr)
         found = (
             diagnosis.halted(spec, ended.halted, alive=ended.alive)
@@ -205,7 +255,7 @@ def _of_ranks(folder: Path, why: str) -> dict[str, Any]:
     try:
         return {"program": PROGRAM, "version": VERSION, **json.loads((folder / "found.json").read_bytes())}
     except FileNotFoundError:
-        raise BenchError(f"nothing was measured: {why}") from None
+        raise NothingMeasured(why) from None
 
 
 def _command(spec: JobSpec) -> list[str]:
@@ -238,6 +288,11 @@ def _recorded(path: Path) -> dict[str, Any]:
         raise BenchError(f"{path} has version {document.get('version')}, this program reads {VERSION}")
     if lacking := [name for name in cuda_engine_table.NEEDED if name not in document]:
         raise BenchError(f"{path} is damaged: it has no {', '.join(lacking)}")
+    try:
+        cuda_engine_table.text(document)
+        cuda_engine_table.complete(document)
+    except (ArithmeticError, AttributeError, CaseError, LookupError, TypeError, ValueError) as error:
+        raise BenchError(f"{path} is damaged: it cannot be shown ({type(error).__name__}: {error})") from None
     return document
 
 
@@ -260,4 +315,8 @@ def file_name(document: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    # What must not be left behind, ranks and a daemon, is ended as after Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main())

@@ -28,6 +28,9 @@ Phase = Literal["dispatch", "combine"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
+CPU_PROTOCOLS: tuple[Protocol, ...] = ("phased", "paired")
+"""Protocols that need no GPU."""
+
 ROUTINGS = ("uniform", "balanced", "skewed", "masked", "duplicates")
 """Names of the generators in `harness.routing`."""
 
@@ -146,6 +149,10 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         if self.dtype == "fp8" and self.hidden % FP8_BLOCK:
             raise CaseError(
                 f"hidden is {self.hidden}: fp8 needs a multiple of {FP8_BLOCK} (one scale per {FP8_BLOCK} columns)"
+            )
+        if self.device == "cpu" and self.protocol not in CPU_PROTOCOLS:
+            raise CaseError(
+                f"protocol {self.protocol!r} needs a GPU; on device cpu there are {', '.join(CPU_PROTOCOLS)}"
             )
         if self.mode == "ht" and self.combine != "local_reduce":
             raise CaseError("mode ht returns one row per destination rank: its combine is always local_reduce")

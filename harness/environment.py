@@ -36,6 +36,7 @@ PREFIXES = (
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "CUDA_LAUNCH_BLOCKING",
+    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
     "PYTORCH_",
 )
 """Variables recorded are those whose names begin with one of these."""

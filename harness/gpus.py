@@ -83,9 +83,9 @@ def ranks_of(gpu_of_rank: Sequence[Gpu | None]) -> list[list[int]]:
 
 
 def sharing_notes(gpu_of_rank: Sequence[Gpu | None]) -> list[str]:
-    """Which GPUs several ranks share: their kernels take turns, and so do not run as they would alone."""
+    """Which GPUs several ranks share: their kernels take turns or, under MPS, each have a part of it."""
     return [
-        f"gpu{number} is shared by ranks {', '.join(map(str, ranks))}, which take turns on it"
+        f"gpu{number} is shared by ranks {', '.join(map(str, ranks))}: their kernels do not run as they would alone"
         for number, ranks in enumerate(ranks_of(gpu_of_rank))
         if len(ranks) > 1
     ]

@@ -8,9 +8,11 @@ read: `harness.steps`, `harness.protocols` and `harness.backends.base`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -51,7 +53,8 @@ def run_one(world: World, planned: PlannedRun, spec: JobSpec, on_step: Callable[
         if outcome == "wrong":
             when: Literal["before", "after"] = "after" if failure.step.endswith("after") else "before"
             run.checks.append(Check(when=when, passed=False, rows=0, detail=f"rank {failure.rank}: {failure.message}"))
-    gc.collect()
+    run.notes += [one for one in world.gather(run.not_closed) if one]
+    _give_memory_back(run)
     looks = _note_conditions(run, "after")
     if world.rank != 0:
         return None
@@ -80,6 +83,26 @@ def run_one(world: World, planned: PlannedRun, spec: JobSpec, on_step: Callable[
         attempt=spec.attempt,
         scheduler_job=environment.scheduler_job(os.environ),
     )
+
+
+def _give_memory_back(run: Run) -> None:
+    """Have nothing of this run left for the next: libraries and ranks on the same GPU cannot use what torch keeps."""
+    gc.collect()
+    if run.case.device == "cuda":
+        import torch
+
+        # A GPU that a fault has left unusable refuses; that fault is in the record already.
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+
+def _close(run: Run, backend: Backend) -> None:
+    """Close a backend. That one rank's cannot be closed is noted; it takes neither the record nor later runs along."""
+    try:
+        backend.close()
+    except Exception as error:
+        traceback.print_exc()
+        run.not_closed = f"rank {run.world.rank} could not close the backend: {str(error) or type(error).__name__}"
 
 
 def _note_conditions(run: Run, when: str) -> list[gpus.Look]:
@@ -118,7 +141,7 @@ def _measure(run: Run) -> None:
             run.conditions |= timed.figures
         finally:
             for backend in held:
-                backend.close()
+                _close(run, backend)
 
 
 def _barrier(group: dist.ProcessGroup) -> None:
@@ -142,10 +165,6 @@ def _validate(case: Case, world: World, spec: JobSpec) -> None:
         )
     if case.routing not in routing.GENERATORS:
         raise CaseError(f"routing {case.routing!r} is unknown; known are {', '.join(routing.GENERATORS)}")
-    if case.protocol not in PROTOCOLS[case.device]:
-        raise CaseError(
-            f"protocol {case.protocol!r} needs a GPU; on device cpu there are {', '.join(PROTOCOLS['cpu'])}"
-        )
     if case.device == "cuda" and (reason := gpus.obstacle()) is not None:
         raise CaseError(f"device cuda cannot be used on {world.host_of_rank[world.rank]}: {reason}")
     if spec.iters <= LEADING_DROPPED or spec.warmup < 0:

@@ -34,10 +34,15 @@ HELD_DOWN: MappingProxyType[int, str] = MappingProxyType(
 
 @functools.cache
 def _nvml() -> ModuleType | None:
-    """NVML, ready for use for as long as this process lives; None where there is none."""
+    """NVML, ready for use for as long as this process lives; None where there is none.
+
+    Older packages of the same module name do not know all that is asked here: they count as none.
+    """
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
+        return None
+    if not hasattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons"):
         return None
     try:
         nvml.nvmlInit()

@@ -58,6 +58,7 @@ class Run:
     """One run in progress on one rank: what has been found so far.
 
     on_step: told the name of each step as it begins. conditions: of the machine, and figures beside the phases'.
+    not_closed: why this rank could not close its backend, "" where it could.
     """
 
     world: World
@@ -68,6 +69,7 @@ class Run:
     phases: list[PhaseResult] = field(default_factory=list)
     conditions: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    not_closed: str = ""
 
     @property
     def case(self) -> Case:

@@ -219,6 +219,14 @@ def obstacle(count: int) -> str:
     return f"{sys.executable} has no {', '.join(absent)}: name another by PYTHON=" if absent else ""
 
 
+def folder_for_logs(given: str) -> Path:
+    """The folder, made where it is not there; a new one where none is given. Raises `OSError` unless it takes files."""
+    out = Path(given) if given else Path(tempfile.mkdtemp(prefix="epwatch-gpu-check-"))
+    out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()
+    return out.resolve()
+
+
 def main() -> int:
     here = steps(Path(), shared=False)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,9 +238,11 @@ def main() -> int:
     if why := obstacle(count):
         print(f"gpu-check: {why}", file=sys.stderr)
         return 2
-    out = Path(os.environ["OUT"]) if os.environ.get("OUT") else Path(tempfile.mkdtemp(prefix="epwatch-gpu-check-"))
-    out.mkdir(parents=True, exist_ok=True)
-    out = out.resolve()
+    try:
+        out = folder_for_logs(os.environ.get("OUT", ""))
+    except OSError as error:
+        print(f"gpu-check: OUT={os.environ.get('OUT', '')} cannot be used: {error.strerror or error}", file=sys.stderr)
+        return 2
     with_mps = not options.no_mps and count < MOST_RANKS and shutil.which(mps.CONTROL) is not None
     print(f"{count} GPU{'s' if count > 1 else ''}, {sys.executable}; {'' if with_mps else 'no '}MPS; logs in {out}")
     wanted = [

@@ -187,7 +187,23 @@ class DropsDead(EscapesOnOneRank):
         super().dispatch()
 
 
+class CannotBeClosed(TorchBackend):
+    """Rank 1 raises in close."""
+
+    name = "cannot-be-closed"
+
+    def setup(self, given):
+        super().setup(given)
+        self.rank = given.rank
+
+    def close(self):
+        if self.rank == 1:
+            raise RuntimeError("the segment is still mapped")
+        super().close()
+
+
 FAULTY = (
+    CannotBeClosed,
     EscapesOnOneRank,
     CannotBeSent,
     LeavesOnOneRank,

@@ -16,7 +16,9 @@ A, B = (Gpu(index=at, name="NVIDIA H100 80GB HBM3", uuid=f"GPU-{at}") for at in 
 def test_gpus_are_numbered_by_their_first_rank():
     assert gpus.distinct([B, A, B, None, A]) == gpus.distinct([B, A, B]) == [B, A]
     assert gpus.ranks_of([B, A, B, None, A]) == [[0, 2], [1, 4]]
-    assert gpus.sharing_notes([B, A, B]) == ["gpu0 is shared by ranks 0, 2, which take turns on it"]
+    assert gpus.sharing_notes([B, A, B]) == [
+        "gpu0 is shared by ranks 0, 2: their kernels do not run as they would alone"
+    ]
     assert gpus.sharing_notes([A, B]) == []
 
 
@@ -84,6 +86,13 @@ assert "torch" not in sys.modules
 
 def test_without_the_package_everything_of_nvml_is_left_out():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_older_package_of_the_same_name_counts_as_none(tmp_path):
+    (tmp_path / "pynvml.py").write_text("class NVMLError(Exception): ...\ndef nvmlInit(): ...\nNVML_CLOCK_SM = 1\n")
+    program = PROGRAM.replace('sys.modules["pynvml"] = None', f"sys.path.insert(0, {str(tmp_path)!r})")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 

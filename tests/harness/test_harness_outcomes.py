@@ -26,6 +26,16 @@ def test_wrong_answers_are_records_without_timings_and_a_raise_on_one_rank_stops
 
 
 @pytest.mark.usefixtures("faulty")
+def test_a_backend_that_cannot_be_closed_is_noted_and_takes_nothing_along(tmp_path):
+    spec = spec_of(tmp_path, [but(TORCH_LL, backend="cannot-be-closed"), TORCH_LL], op_deadline_s=3.0)
+    assert run_job(spec).exit_code == 0
+    open_still, good = records(spec)
+    assert (open_still.outcome, good.outcome) == ("ok", "ok")
+    assert "rank 1 could not close the backend: the segment is still mapped" in open_still.notes
+    assert good.notes == []
+
+
+@pytest.mark.usefixtures("faulty")
 def test_a_rank_that_comes_too_late_hangs_one_case_and_the_next_goes_on(tmp_path):
     spec = spec_of(tmp_path, [but(EP_CORE_LL, backend="comes-late"), EP_CORE_LL], op_deadline_s=2.0)
     outcome = run_job(spec)

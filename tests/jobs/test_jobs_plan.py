@@ -138,6 +138,10 @@ def test_a_mistake_is_named_with_its_line_and_field(old, new, words):
             'measure.repeats = "x"\n' + GOOD.replace("[measure]\nrepeats = 3\n", ""),
             ["line 1: measure.repeats: is text"],
         ),
+        (
+            GOOD.replace("tokens = 16", 'tokens = 16\nprotocol = "graph"'),
+            ["cases[1]: gives ep_core/ll/cpu/", "cannot run: protocol 'graph' needs a GPU"],
+        ),
         ("plan = 3", ["line 1: plan: is a whole number, wanted a table: write [plan]"]),
         (GOOD[: GOOD.index("[[cases]]")], ["night.toml: there is no [[cases]]"]),
         (GOOD[: GOOD.rindex("[[cases]]")].replace("[[cases]]", "[cases]"), ["line 10: cases", "write [[cases]]"]),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -103,6 +106,10 @@ def test_a_document_is_shown_as_its_run_showed_it(measured: tuple[subprocess.Com
         (["--device", "cpu", "--iters", "1"], "--iters from 2 on"),
         (["--device", "cpu", "--ht-sms", "0", "7"], "even numbers from 0 on for --ht-sms"),
         (["--device", "cpu", "--json", "nowhere/x.json"], "--json: there is no folder nowhere"),
+        (["--device", "cpu", "--json", "/proc/x.json"], "--json: cannot write /proc/x.json: "),
+        (["--device", "cpu", "--deadline", "nan"], "positive numbers of seconds for --deadline and --hang"),
+        (["--device", "cpu", "--hang", "inf"], "positive numbers of seconds for --deadline and --hang"),
+        (["--from", "nowhere", "--json", "x.json"], "leave one of them out"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(
@@ -119,6 +126,67 @@ def test_a_file_that_is_no_document_is_refused(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "file").write_text(text)
     assert cuda_engine.main(["--from", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err.startswith(f"cuda_engine.py: {tmp_path / 'file'} ")
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_document_that_is_damaged_anywhere_is_shown_or_refused_in_one_sentence(
+    measured: tuple[subprocess.CompletedProcess[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+) -> None:
+    damaged = at = json.loads(measured[1].read_bytes())
+    key = data.draw(st.sampled_from(sorted(at)))
+    while isinstance(at[key], (dict, list)) and at[key] and data.draw(st.booleans()):
+        at = at[key]
+        key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
+    if data.draw(st.booleans()):
+        del at[key]
+    else:
+        at[key] = data.draw(st.sampled_from([None, "x", 3, -1.5, [], {}]))
+    path = tmp_path_factory.getbasetemp() / "damaged.json"
+    path.write_text(json.dumps(damaged))
+    said, told = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(told):
+        code = cuda_engine.main(["--from", str(path)])
+    assert code in (0, 2, 3)
+    assert said.getvalue().count("\n") == (1 if code == 2 else 0)
+    assert bool(told.getvalue()) == (code != 2)
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("abc", "EP_LL_SMS: wanted a number of processors"), ("", "")])
+def test_a_variable_without_sense_hinders_measuring_and_nothing_else(
+    measured: tuple[subprocess.CompletedProcess[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    sentence: str,
+) -> None:
+    monkeypatch.setenv("EP_LL_SMS", text)
+    assert cuda_engine.main(["--from", str(measured[1])]) == 0
+    assert cuda_engine.main(["--device", "cpu", "--json", "nowhere/x.json"]) == 2
+    assert (sentence or "there is no folder nowhere") in capsys.readouterr().err
+
+
+def test_what_was_measured_before_an_interruption_is_shown_and_kept(tmp_path: Path) -> None:
+    words = [*SMALL, "--protocols", "phased", "--ht-rounds", "1000000", "--json", str(tmp_path / "kept.json")]
+    process = subprocess.Popen(
+        [sys.executable, PROGRAM, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    give_up = time.monotonic() + 100
+    while not list(tmp_path.glob("epwatch-bench-*/found.json")) and time.monotonic() < give_up:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    told, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "NOT COMPLETE: it was interrupted" in told
+    assert [block["mode"] for block in json.loads((tmp_path / "kept.json").read_text())["blocks"]] == ["ll"]
+    assert not list(tmp_path.glob("epwatch-bench-*"))
 
 
 @pytest.mark.skipif(gpus.obstacle() is None, reason="there is a GPU here")

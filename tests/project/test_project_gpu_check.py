@@ -42,6 +42,20 @@ def test_without_a_gpu_it_ends_with_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_takes_no_logs_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_check, "obstacle", lambda count: "")
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    (tmp_path / "file").touch()
+    for given in (tmp_path / "file", tmp_path / "file" / "folder", Path("/proc/folder")):
+        monkeypatch.setenv("OUT", str(given))
+        assert gpu_check.main() == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"gpu-check: OUT={given} cannot be used: ")
+        assert said.count("\n") == 1
+
+
 def test_steps_that_fail_or_are_left_out_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = [
         Step("good", python("print('what it found')"), 20, shown=True),
