@@ -19,6 +19,7 @@ import torch.distributed as dist
 from harness import oracle, routing
 from harness.backends import packed, torch_a2a
 from harness.backends.base import Received, Setup
+from harness.backends.ep_core import DEVICE_ALONE
 from harness.case import FP8_BLOCK, Case, Phase
 from harness.inputs import token_rows
 
@@ -185,7 +186,7 @@ class LegacyBackend(_Peer):
             configs = (buffer.get_dispatch_config(case.ranks), buffer.get_combine_config(case.ranks))
             nvl_bytes = max(config.get_nvl_buffer_size_hint(row_bytes, case.ranks) for config in configs)
             self._buffer = buffer(given.group, num_nvl_bytes=nvl_bytes)
-            self._worst = case.ranks * case.tokens if case.protocol == "graph" else 0
+            self._worst = case.ranks * case.tokens if case.protocol in DEVICE_ALONE else 0
             self._expert_output = given.inputs.x.new_zeros((self._worst, case.hidden))
         self._made: tuple[Any, ...] = ()
         self._handle: Any = None

@@ -2,10 +2,10 @@
 
 `ll`: `low_latency_dispatch` and `low_latency_combine` with every output handed in. `ht`: `get_dispatch_layout` and
 `dispatch` timed together as dispatch, then `combine`; what the operations return is as large as what arrived, so they
-allocate it. A CUDA graph must not ask how much arrived: for protocol `graph` that is as much as could arrive
-(`num_worst_tokens`). EPWATCH_INJECT_DELAY_US, the fault for drills, makes every combine sleep that long inside the
-timed region, on a GPU in its stream; the record's notes say so. Imports torch and ep_core only when used. Next to read:
-`ep_core.buffer`.
+allocate it. A CUDA graph must not ask how much arrived, and while a rank asks, its peers' kernels wait for the next:
+for protocols `graph` and `kernel` results are as large as the most that could arrive (`num_worst_tokens`).
+EPWATCH_INJECT_DELAY_US, the fault for drills, makes every combine sleep that long inside the timed region, on a GPU in
+its stream; the record's notes say so. Imports torch and ep_core only when used. Next to read: `ep_core.buffer`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 
 _SPIN_TO_CALIBRATE = 10_000_000
+
+
+DEVICE_ALONE = ("graph", "kernel")
+"""Protocols in which the device must go on without asking the host."""
 
 
 class EpCoreBackend:
@@ -244,7 +248,7 @@ class _HighThroughput:
         ring_bytes = max(config.get_nvl_buffer_size_hint(row_bytes, case.ranks) for config in configs)
         self.buffer = Buffer(given.group, num_nvl_bytes=ring_bytes, timeout_s=given.deadline_s, device=device)
         # A row from every token of the world is the most that can arrive.
-        self._worst = max(case.ranks * case.tokens, 1) if case.protocol == "graph" else 0
+        self._worst = max(case.ranks * case.tokens, 1) if case.protocol in DEVICE_ALONE else 0
         self._expert_output = torch.zeros(self._worst, case.hidden, dtype=torch.bfloat16, device=device)
         self.out = torch.empty(0)
         self._rows: Any = torch.empty(0)
