@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from epwatch_command import clean_environment, epwatch
 
+pytestmark = pytest.mark.slow
+
 PLAN = """\
 [plan]
 name = "drill"
