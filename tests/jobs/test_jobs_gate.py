@@ -101,6 +101,7 @@ def night_of(place: Path) -> dict:
     return json.loads(epwatch("nights", "--db", "history.db", "--json", cwd=place).stdout)[0]
 
 
+@pytest.mark.slow
 def test_measuring_for_the_gate_is_done_once_and_judged_by_all(place):
     (place / "three.toml").write_text(PLAN.format(repeats=3))
     (place / "one.toml").write_text(PLAN.format(repeats=1))
@@ -136,6 +137,7 @@ def test_measuring_for_the_gate_is_done_once_and_judged_by_all(place):
     assert "hung in its only run" in hung.stdout
 
 
+@pytest.mark.slow
 def test_another_baseline_decides_the_tests_and_leaves_the_standing_verdict(place):
     (place / "plan.toml").write_text(PLAN.format(repeats=3))
     for _ in range(2):
