@@ -129,7 +129,7 @@ def test_measuring_for_the_gate_is_done_once_and_judged_by_all(place):
 
     # A run that gave no result is no pass, whatever the others say.
     (place / "broken.toml").write_text(
-        PLAN.format(repeats=1).replace("iters = 20", "iters = 10000000\njob_deadline_s = 8")
+        PLAN.format(repeats=1).replace("iters = 20", "iters = 10000000\njob_deadline_s = 25")
     )
     hung = pytest_in(place, "--epwatch-gate", "--epwatch-measure", "--epwatch-plan", "broken.toml")
     assert hung.returncode == 1, hung.stdout
