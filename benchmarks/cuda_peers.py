@@ -19,7 +19,7 @@ import torch.distributed as dist
 from harness import oracle, routing
 from harness.backends import packed, torch_a2a
 from harness.backends.base import Received, Setup
-from harness.backends.ep_core import DEVICE_ALONE
+from harness.backends.ranked import Ranked, ring_bytes
 from harness.case import FP8_BLOCK, Case, Phase
 from harness.inputs import token_rows
 
@@ -169,97 +169,83 @@ class LegacyBackend(_Peer):
     def setup(self, given: Setup) -> None:
         """Make the buffer."""
         buffer = importlib.import_module(self.module).Buffer
-        self._case, self._rank, self._given = given.case, given.rank, given.inputs
-        case = given.case
-        if case.mode == "ll":
-            sizes = (case.tokens, case.hidden, case.ranks, case.experts)
-            self._buffer = buffer(
-                given.group,
-                num_rdma_bytes=buffer.get_low_latency_rdma_size_hint(*sizes),
-                low_latency_mode=True,
-                num_qps_per_rank=case.experts_per_rank,
-                allow_nvlink_for_low_latency_mode=True,
-            )
-            self._out = torch.empty_like(given.inputs.x)
+        self._case, self._rank = given.case, given.rank
+        self._engine: _LegacyPacked | Ranked
+        if given.case.mode == "ll":
+            self._engine = _LegacyPacked(buffer, given)
         else:
-            row_bytes = case.hidden * torch.bfloat16.itemsize
-            configs = (buffer.get_dispatch_config(case.ranks), buffer.get_combine_config(case.ranks))
-            nvl_bytes = max(config.get_nvl_buffer_size_hint(row_bytes, case.ranks) for config in configs)
-            self._buffer = buffer(given.group, num_nvl_bytes=nvl_bytes)
-            self._worst = case.ranks * case.tokens if case.protocol in DEVICE_ALONE else 0
-            self._expert_output = given.inputs.x.new_zeros((self._worst, case.hidden))
-        self._made: tuple[Any, ...] = ()
-        self._handle: Any = None
+            made = buffer(given.group, num_nvl_bytes=ring_bytes(buffer, given.case))
+            self._engine = Ranked(made, given, ordered=False)
 
     def scratch(self) -> Sequence[torch.Tensor]:
         """What the last dispatch and combine returned, whose memory the next ones may be given again."""
-        results = [*self._made, getattr(self, "_out", None)]
-        return [one for one in results if isinstance(one, torch.Tensor) and one.numel()]
+        return self._engine.scratch()
 
     def dispatch(self) -> None:
         """Dispatch; in mode `ht` with its layout."""
-        case, given = self._case, self._given
-        if case.mode == "ll":
-            rows, count, self._handle, _, _ = self._buffer.low_latency_dispatch(
-                given.x, given.topk_idx, case.tokens, case.experts, use_fp8=case.dtype == "fp8"
-            )
-            self._made = (*(rows if isinstance(rows, tuple) else (rows, None)), count)
-            return
-        per_rank, per_node, per_expert, in_rank, _ = self._buffer.get_dispatch_layout(given.topk_idx, case.experts)
-        x, topk_idx, weights, _, self._handle, _ = self._buffer.dispatch(
-            given.x,
-            num_tokens_per_rank=per_rank,
-            num_tokens_per_rdma_rank=per_node,
-            is_token_in_rank=in_rank,
-            num_tokens_per_expert=per_expert,
-            topk_idx=given.topk_idx,
-            topk_weights=given.topk_weights,
-            num_worst_tokens=self._worst,
-        )
-        self._made = (x, topk_idx, weights)
+        self._engine.dispatch()
 
     def received(self) -> Received:
         """The rows, as the handle describes them."""
-        if self._case.mode == "ll":
-            x, scales, count = self._made
-            made = packed.received(x, scales, self._handle[0], self._handle[1], count, ordered=False)
-            self._in_use = made.expert, made.slot
-            return made
-        ends = self._handle[0][:, self._rank].to(torch.int64)
-        lengths = torch.diff(ends, prepend=ends.new_zeros(1))
-        count = int(ends[-1])
-        x, topk_idx, weights = (one[:count] for one in self._made)
-        return Received(
-            x=x,
-            source=torch.arange(self._case.ranks, device=ends.device).repeat_interleave(lengths),
-            token=self._handle[3][:count].to(torch.int64),
-            topk_idx=topk_idx,
-            topk_weights=weights,
-        )
+        return self._engine.received()
 
     def give(self, expert_output: torch.Tensor) -> None:
         """Put the experts' outputs where combine reads them."""
-        if self._case.mode == "ll":
-            self._expert_output = expert_output.new_zeros(self._made[0].shape)
-            self._expert_output[self._in_use] = expert_output
-        elif self._worst:
-            self._expert_output[: len(expert_output)] = expert_output
-        else:
-            self._expert_output = expert_output
+        self._engine.give(expert_output)
 
     def combine(self) -> None:
         """Combine."""
-        given = self._given
-        if self._case.mode == "ll":
-            self._buffer.low_latency_combine(
-                self._expert_output, given.topk_idx, given.topk_weights, self._handle, out=self._out
-            )
-        else:
-            self._out = self._buffer.combine(self._expert_output, self._handle)[0]
+        self._engine.combine()
 
     def combined(self) -> torch.Tensor:
-        """The last combine's result, rounding aside."""
-        return within_rounding(self._case, self._rank, self._out) if self._case.mode == "ll" else self._out
+        """The last combine's result; in mode `ll` rounding aside."""
+        out = self._engine.out
+        return within_rounding(self._case, self._rank, out) if self._case.mode == "ll" else out
+
+
+class _LegacyPacked:
+    """Mode `ll` of `LegacyBackend`: the library allocates what it receives."""
+
+    def __init__(self, buffer: Any, given: Setup) -> None:
+        case = self._case = given.case
+        self._inputs = given.inputs
+        sizes = (case.tokens, case.hidden, case.ranks, case.experts)
+        self._buffer = buffer(
+            given.group,
+            num_rdma_bytes=buffer.get_low_latency_rdma_size_hint(*sizes),
+            low_latency_mode=True,
+            num_qps_per_rank=case.experts_per_rank,
+            allow_nvlink_for_low_latency_mode=True,
+        )
+        self.out = torch.empty_like(given.inputs.x)
+        self._made: tuple[Any, ...] = ()
+        self._handle: Any = None
+
+    def scratch(self) -> list[torch.Tensor]:
+        return [one for one in (*self._made, self.out) if isinstance(one, torch.Tensor) and one.numel()]
+
+    def dispatch(self) -> None:
+        case, inputs = self._case, self._inputs
+        rows, count, self._handle, _, _ = self._buffer.low_latency_dispatch(
+            inputs.x, inputs.topk_idx, case.tokens, case.experts, use_fp8=case.dtype == "fp8"
+        )
+        self._made = (*(rows if isinstance(rows, tuple) else (rows, None)), count)
+
+    def received(self) -> Received:
+        x, scales, count = self._made
+        made = packed.received(x, scales, self._handle[0], self._handle[1], count, ordered=False)
+        self._in_use = made.expert, made.slot
+        return made
+
+    def give(self, expert_output: torch.Tensor) -> None:
+        self._expert_output = expert_output.new_zeros(self._made[0].shape)
+        self._expert_output[self._in_use] = expert_output
+
+    def combine(self) -> None:
+        inputs = self._inputs
+        self._buffer.low_latency_combine(
+            self._expert_output, inputs.topk_idx, inputs.topk_weights, self._handle, out=self.out
+        )
 
 
 class DeepEpBackend(LegacyBackend):

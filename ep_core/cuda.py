@@ -26,6 +26,7 @@ from ep_core.engine import (
     LowLatencyIn,
     LowLatencyMap,
     LowLatencyOut,
+    address_of,
 )
 from ep_core.errors import EPTimeoutError
 from ep_core.event import EventOverlap
@@ -78,10 +79,6 @@ def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int
 def high_throughput_least_bytes(row_bytes: int, extra_bytes: int, ranks: int) -> int:
     """The least `num_nvl_bytes` for rows of so many bytes, and of what travels with each; 0 without the extension."""
     return 0 if _load_error else _cuda.high_throughput_least_bytes(row_bytes, extra_bytes, ranks)
-
-
-def _address(value: torch.Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()
 
 
 class CudaEngine:
@@ -172,7 +169,7 @@ class CudaEngine:
         addresses = (
             given.x.data_ptr(),
             given.topk_idx.data_ptr(),
-            _address(given.topk_weights),
+            address_of(given.topk_weights),
             tokens,
             topk,
             given.max_tokens,
@@ -182,11 +179,11 @@ class CudaEngine:
             given.round_scale,
             given.ue8m0,
             out.x.data_ptr(),
-            _address(out.scales),
+            address_of(out.scales),
             out.src_info.data_ptr(),
             out.layout_range.data_ptr(),
             out.count.data_ptr(),
-            _address(out.stats),
+            address_of(out.stats),
             *_addresses(map),
         )
 
@@ -349,10 +346,10 @@ class CudaEngine:
             given.num_sms,
             given.x.data_ptr(),
             columns * given.x.element_size(),
-            _address(given.scales),
+            address_of(given.scales),
             0 if given.scales is None else given.scales.shape[1],
-            _address(given.topk_idx),
-            _address(given.topk_weights),
+            address_of(given.topk_idx),
+            address_of(given.topk_weights),
             0 if given.topk_idx is None else given.topk_idx.shape[1],
             tokens,
             0 if given.num_tokens_per_expert is None else given.num_tokens_per_expert.shape[0],
@@ -361,9 +358,9 @@ class CudaEngine:
             plan.rank_prefix.data_ptr(),
             out.x.shape[0],
             out.x.data_ptr(),
-            _address(out.scales),
-            _address(out.topk_idx),
-            _address(out.topk_weights),
+            address_of(out.scales),
+            address_of(out.topk_idx),
+            address_of(out.topk_weights),
             out.src_idx.data_ptr(),
         )
 
@@ -378,7 +375,7 @@ class CudaEngine:
             given.x.data_ptr(),
             given.x.dtype == torch.float32,
             given.x.shape[1],
-            _address(given.topk_weights),
+            address_of(given.topk_weights),
             0 if given.topk_weights is None else given.topk_weights.shape[1],
             given.is_token_in_rank.data_ptr(),
             given.send_head.data_ptr(),
@@ -388,7 +385,7 @@ class CudaEngine:
             biases[0],
             biases[1],
             out.data_ptr(),
-            _address(out_weights),
+            address_of(out_weights),
         )
 
     def destroy(self) -> None:
@@ -410,7 +407,7 @@ def _addresses(map: LowLatencyMap | None) -> tuple[int, int, int]:
             "handle: wanted the very LowLatencyHandle that low_latency_dispatch returned, got its five values alone, "
             "without the map that the CUDA engine goes by"
         )
-    return map.rows.data_ptr(), _address(map.weights), map.sent.data_ptr()
+    return map.rows.data_ptr(), address_of(map.weights), map.sent.data_ptr()
 
 
 def sms_wanted(text: str) -> int:

@@ -223,3 +223,8 @@ class Engine(Protocol):
 
     def destroy(self) -> None:
         """Give back what the engine holds. May be called twice."""
+
+
+def address_of(value: torch.Tensor | None) -> int:
+    """Where the elements of `value` begin, as the extensions take it; 0 for None."""
+    return 0 if value is None else value.data_ptr()

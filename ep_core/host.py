@@ -23,17 +23,14 @@ from ep_core.engine import (
     LowLatencyIn,
     LowLatencyMap,
     LowLatencyOut,
+    address_of,
 )
 from ep_core.event import EventOverlap
 from ep_core.streams import Call
 
 
-def _address(value: torch.Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()
-
-
 def _addresses(map: LowLatencyMap | None) -> tuple[int, int]:
-    return (0, 0) if map is None else (map.rows.data_ptr(), _address(map.weights))
+    return (0, 0) if map is None else (map.rows.data_ptr(), address_of(map.weights))
 
 
 class HostEngine:
@@ -97,7 +94,7 @@ class HostEngine:
         sends = (
             given.x.data_ptr(),
             given.topk_idx.data_ptr(),
-            _address(given.topk_weights),
+            address_of(given.topk_weights),
             tokens,
             topk,
             given.max_tokens,
@@ -110,11 +107,11 @@ class HostEngine:
         )
         into = (
             out.x.data_ptr(),
-            _address(out.scales),
+            address_of(out.scales),
             out.src_info.data_ptr(),
             out.layout_range.data_ptr(),
             out.count.data_ptr(),
-            _address(out.stats),
+            address_of(out.stats),
             *_addresses(map),
         )
         if not defer:
@@ -192,16 +189,16 @@ class HostEngine:
         rank_prefix, per_expert, received = self._host.ht_dispatch_begin(
             given.x.data_ptr(),
             columns * given.x.element_size(),
-            _address(given.scales),
+            address_of(given.scales),
             0 if given.scales is None else given.scales.shape[1],
-            _address(given.topk_idx),
-            _address(given.topk_weights),
+            address_of(given.topk_idx),
+            address_of(given.topk_weights),
             0 if given.topk_idx is None else given.topk_idx.shape[1],
             tokens,
             experts,
             given.is_token_in_rank.data_ptr(),
-            _address(given.num_tokens_per_rank),
-            _address(given.num_tokens_per_expert),
+            address_of(given.num_tokens_per_rank),
+            address_of(given.num_tokens_per_expert),
             0 if given.cached is None else given.cached[0].data_ptr(),
             given.room,
         )
@@ -223,9 +220,9 @@ class HostEngine:
         """See `ep_core.engine.Engine`."""
         self._host.ht_dispatch_finish(
             out.x.data_ptr(),
-            _address(out.scales),
-            _address(out.topk_idx),
-            _address(out.topk_weights),
+            address_of(out.scales),
+            address_of(out.topk_idx),
+            address_of(out.topk_weights),
             out.src_idx.data_ptr(),
         )
 
@@ -239,7 +236,7 @@ class HostEngine:
             given.x.dtype == torch.float32,
             given.x.shape[1],
             given.src_idx.shape[0],
-            _address(given.topk_weights),
+            address_of(given.topk_weights),
             0 if given.topk_weights is None else given.topk_weights.shape[1],
             given.src_idx.data_ptr(),
             given.rank_prefix.data_ptr(),
@@ -248,7 +245,7 @@ class HostEngine:
             biases[0],
             biases[1],
             out.data_ptr(),
-            _address(out_weights),
+            address_of(out_weights),
         )
 
     def destroy(self) -> None:

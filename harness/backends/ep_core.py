@@ -1,9 +1,6 @@
 """epwatch's own extension, `ep_core.Buffer`, under measurement.
 
-`ll`: `low_latency_dispatch` and `low_latency_combine` with every output handed in. `ht`: `get_dispatch_layout` and
-`dispatch` timed together as dispatch, then `combine`; what the operations return is as large as what arrived, so they
-allocate it. A CUDA graph must not ask how much arrived, and while a rank asks, its peers' kernels wait for the next:
-for protocols `graph` and `kernel` results are as large as the most that could arrive (`num_worst_tokens`).
+`ll`: `low_latency_dispatch` and `low_latency_combine` with every output handed in. `ht`: `harness.backends.ranked`.
 EPWATCH_INJECT_DELAY_US, the fault for drills, makes every combine sleep that long inside the timed region, on a GPU in
 its stream; the record's notes say so. Imports torch and ep_core only when used. Next to read: `ep_core.buffer`.
 """
@@ -19,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness import overrides, routing, traffic
 from harness.backends import packed
 from harness.backends.base import Received, Setup
+from harness.backends.ranked import Ranked, ring_bytes
 from harness.case import FP8_BLOCK, Case, Phase
 
 if TYPE_CHECKING:
@@ -26,10 +24,6 @@ if TYPE_CHECKING:
 
 
 _SPIN_TO_CALIBRATE = 10_000_000
-
-
-DEVICE_ALONE = ("graph", "kernel")
-"""Protocols in which the device must go on without asking the host."""
 
 
 class EpCoreBackend:
@@ -71,9 +65,7 @@ class EpCoreBackend:
         self._case = given.case
         self._delay_us = overrides.injected_delay_us(os.environ)
         self._delay_cycles = round(self._delay_us * _cycles_per_us()) if self._on_gpu and self._delay_us else 0
-        self._engine: _LowLatency | _HighThroughput = (
-            _LowLatency(given) if given.case.mode == "ll" else _HighThroughput(given)
-        )
+        self._engine: _LowLatency | Ranked = _LowLatency(given) if given.case.mode == "ll" else _high_throughput(given)
 
     @property
     def _on_gpu(self) -> bool:
@@ -232,74 +224,13 @@ class _LowLatency:
         self.buffer.destroy()
 
 
-class _HighThroughput:
-    """One row per (token, destination rank); sizes known only when it has arrived."""
+def _high_throughput(given: Setup) -> Ranked:
+    from ep_core import Buffer
 
-    def __init__(self, given: Setup) -> None:
-        import torch
-
-        from ep_core import Buffer
-
-        case = self._case = given.case
-        self._inputs, self._rank = given.inputs, given.rank
-        row_bytes = case.hidden * torch.bfloat16.itemsize
-        device = given.inputs.x.device
-        configs = (Buffer.get_dispatch_config(case.ranks), Buffer.get_combine_config(case.ranks))
-        ring_bytes = max(config.get_nvl_buffer_size_hint(row_bytes, case.ranks) for config in configs)
-        self.buffer = Buffer(given.group, num_nvl_bytes=ring_bytes, timeout_s=given.deadline_s, device=device)
-        # A row from every token of the world is the most that can arrive.
-        self._worst = max(case.ranks * case.tokens, 1) if case.protocol in DEVICE_ALONE else 0
-        self._expert_output = torch.zeros(self._worst, case.hidden, dtype=torch.bfloat16, device=device)
-        self.out = torch.empty(0)
-        self._rows: Any = torch.empty(0)
-        self._topk_idx: Any = self._rows
-        self._topk_weights: Any = self._rows
-        self._handle: Any = None
-
-    def scratch(self) -> list[torch.Tensor]:
-        made = (self._rows, self._topk_idx, self._topk_weights, self._expert_output, self.out)
-        return [tensor for tensor in made if tensor.numel()]
-
-    def dispatch(self) -> None:
-        inputs = self._inputs
-        per_rank, per_node, per_expert, in_rank, _ = self.buffer.get_dispatch_layout(
-            inputs.topk_idx, self._case.experts
-        )
-        self._rows, self._topk_idx, self._topk_weights, _, self._handle, _ = self.buffer.dispatch(
-            inputs.x,
-            num_tokens_per_rank=per_rank,
-            num_tokens_per_rdma_rank=per_node,
-            is_token_in_rank=in_rank,
-            num_tokens_per_expert=per_expert,
-            topk_idx=inputs.topk_idx,
-            topk_weights=inputs.topk_weights,
-            num_worst_tokens=self._worst,
-        )
-
-    def combine(self) -> None:
-        self.out = self.buffer.combine(self._expert_output, self._handle)[0]
-
-    def received(self) -> Received:
-        import torch
-
-        rank_prefix, source_token = self._handle[0], self._handle[3]
-        ends = rank_prefix[:, self._rank].to(torch.int64)
-        lengths = torch.diff(ends, prepend=ends.new_zeros(1))
-        count = int(ends[-1])
-        return Received(
-            x=self._rows[:count],
-            source=torch.arange(self._case.ranks, device=ends.device).repeat_interleave(lengths),
-            token=source_token[:count].to(torch.int64),
-            topk_idx=self._topk_idx[:count],
-            topk_weights=self._topk_weights[:count],
-            ordered=True,
-        )
-
-    def give(self, expert_output: torch.Tensor) -> None:
-        if self._worst:
-            self._expert_output[: len(expert_output)] = expert_output
-        else:
-            self._expert_output = expert_output
-
-    def close(self) -> None:
-        self.buffer.destroy()
+    buffer = Buffer(
+        given.group,
+        num_nvl_bytes=ring_bytes(Buffer, given.case),
+        timeout_s=given.deadline_s,
+        device=given.inputs.x.device,
+    )
+    return Ranked(buffer, given, ordered=True)

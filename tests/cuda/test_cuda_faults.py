@@ -14,7 +14,7 @@ import ep_oracle
 import pytest
 import torch
 import torch.distributed as dist
-from ep_faults import PROBLEM, act, forever, make
+from ep_faults import CASES, PROBLEM, act, forever, make
 from ep_low_latency import round_trip
 from ep_oracle import Problem
 from ep_world import Context, RankWorld
@@ -23,13 +23,6 @@ from ep_core import EPTimeoutError
 
 LIMIT_S = 3.0
 ANSWER_S = 30.0
-CASES = [
-    ([], "dispatch", "dispatch"),
-    (["dispatch"], "combine", "combine"),
-    (["send"], "hook", "dispatch"),
-    ([], "ht dispatch", "dispatch"),
-    (["ht dispatch"], "ht combine", "combine"),
-]
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 import torch
 from ep_high_throughput import interleaved, round_trip, same_bits, worst_tokens
 from ep_oracle import Problem
-from ep_problems import problems
+from ep_problems import FEW, problems
 from ep_world import Context, RankWorld
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ep_core import Buffer, Config
@@ -73,14 +73,7 @@ def test_nothing_to_send(world: RankWorld, tokens: tuple[int, ...], masked: floa
     world.run(round_trip, 3, problem=problem, nvl=1 << 20)
 
 
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@FEW
 @given(data=st.data())
 def test_any_routing(world: RankWorld, data: st.DataObject) -> None:
     columns = st.integers(1, 3).map(lambda n: 128 * n)

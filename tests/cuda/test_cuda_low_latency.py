@@ -30,9 +30,9 @@ from ep_low_latency import (
     statistics,
 )
 from ep_oracle import Problem
-from ep_problems import problems
+from ep_problems import FEW, problems
 from ep_world import Context, RankWorld
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 ROWS = pytest.mark.parametrize("rows", [BF16, FP8, ROUNDED, UE8M0], ids=["bf16", "fp8", "rounded", "ue8m0"])
@@ -150,14 +150,7 @@ def test_fewer_tokens_than_warps_of_the_grid(world: RankWorld) -> None:
 
 
 @COMBINES
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@FEW
 @given(data=st.data())
 def test_any_routing(world: RankWorld, local_reduce: bool, data: st.DataObject) -> None:
     rows = data.draw(st.sampled_from([BF16, FP8, ROUNDED, UE8M0]), "rows")

@@ -16,6 +16,14 @@ from ep_core import Buffer, EPTimeoutError
 PROBLEM = Problem(3, 4, 128, 2, 6, (4, 4, 4))
 NVL = 1 << 20
 RDMA = Buffer.get_low_latency_rdma_size_hint(4, 128, 3, 6)
+# What a rank does before, the operation in which it misses its peers, and the phase that the error names.
+CASES = [
+    ([], "dispatch", "dispatch"),
+    (["dispatch"], "combine", "combine"),
+    (["send"], "hook", "dispatch"),
+    ([], "ht dispatch", "dispatch"),
+    (["ht dispatch"], "ht combine", "combine"),
+]
 
 
 def make(context: Context, limit_s: float) -> None:

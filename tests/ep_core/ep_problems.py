@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from ep_oracle import Problem
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+
+# For tests on a GPU, whose time is short: the same few each time.
+FEW = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @st.composite

@@ -16,7 +16,7 @@ from typing import Any
 import ep_oracle
 import pytest
 import torch
-from ep_faults import NVL, PROBLEM, RDMA, act, forever, make
+from ep_faults import CASES, NVL, PROBLEM, RDMA, act, forever, make
 from ep_world import Context, RankWorld
 
 import ep_core
@@ -36,15 +36,6 @@ def assert_names(error: object, phase: str, rank: int, missing: list[int], exite
     assert isinstance(error, EPTimeoutError)
     assert (error.phase, error.rank, error.missing, error.exited) == (phase, rank, missing, exited)
     assert str(error).startswith(f"{phase} on rank {rank} waited {error.waited_s:.1f} s for rank {missing[0]}")
-
-
-CASES = [
-    ([], "dispatch", "dispatch"),
-    (["dispatch"], "combine", "combine"),
-    (["send"], "hook", "dispatch"),
-    ([], "ht dispatch", "dispatch"),
-    (["ht dispatch"], "ht combine", "combine"),
-]
 
 
 @pytest.mark.parametrize(("before", "operation", "phase"), CASES)
