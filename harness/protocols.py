@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from harness.backends.base import Backend
-from harness.case import PHASES, Device
+from harness.case import CPU_PROTOCOLS, PHASES, Device
 from harness.checking import look_at_combine, look_at_dispatch
 from harness.graphs import graph
 from harness.kernels import kernel
@@ -42,11 +42,17 @@ def paired(run: Run, backend: Backend, align: Operation) -> Timed:
     return Timed({phase: [rank[at] for rank in pairs] for at, phase in enumerate(PHASES)}, rows)
 
 
+_ALL: dict[str, Callable[[Run, Backend, Operation], Timed]] = {
+    "phased": phased,
+    "paired": paired,
+    "graph": graph,
+    "kernel": kernel,
+}
 PROTOCOLS: MappingProxyType[Device, MappingProxyType[str, Callable[[Run, Backend, Operation], Timed]]] = (
     MappingProxyType(
         {
-            "cpu": MappingProxyType({"phased": phased, "paired": paired}),
-            "cuda": MappingProxyType({"phased": phased, "paired": paired, "graph": graph, "kernel": kernel}),
+            "cpu": MappingProxyType({name: _ALL[name] for name in CPU_PROTOCOLS}),
+            "cuda": MappingProxyType(_ALL),
         }
     )
 )
