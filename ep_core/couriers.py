@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,16 @@ _DATA, _ARRIVED = 0, 1
 _TAKE_MS = 500
 _GOODBYE_S = 3.0
 _FOR_EVER = timedelta(days=3650)
+
+
+class _Pairs(Protocol):
+    """What a gloo group does between two ranks, which torch's stubs leave out."""
+
+    def send(self, tensors: list[torch.Tensor], target: int, tag: int) -> dist.Work:
+        """Start to send one tensor."""
+
+    def recv(self, tensors: list[torch.Tensor], source: int, tag: int) -> dist.Work:
+        """Start to receive into one tensor."""
 
 
 def start(group: dist.ProcessGroup, name: str, host: _host.Host, nodes: Nodes, timeout_s: float) -> Couriers:
@@ -59,7 +70,7 @@ class Couriers:
 
     def __init__(self, host: _host.Host, store: Store, nodes: Nodes) -> None:
         rank = nodes.rank
-        self._group: dist.ProcessGroup = dist.ProcessGroupGloo(store, rank, len(nodes.node_of), _FOR_EVER)
+        self._group = cast(_Pairs, dist.ProcessGroupGloo(store, rank, len(nodes.node_of), _FOR_EVER))
         self._outboxes = []
         self._senders = []
         self._receivers = []
@@ -86,7 +97,7 @@ class Couriers:
             thread.join(max(deadline - time.monotonic(), 0))
 
 
-def _send(group: dist.ProcessGroup, outbox: _host.Outbox, target: int) -> None:
+def _send(group: _Pairs, outbox: _host.Outbox, target: int) -> None:
     """Send the messages of `outbox`, then goodbye: a message of no bytes."""
     try:
         while not outbox.closed:
@@ -100,7 +111,7 @@ def _send(group: dist.ProcessGroup, outbox: _host.Outbox, target: int) -> None:
         outbox.close()
 
 
-def _send_one(group: dist.ProcessGroup, message: torch.Tensor, target: int) -> None:
+def _send_one(group: _Pairs, message: torch.Tensor, target: int) -> None:
     head = torch.empty(_LENGTH + _INLINE, dtype=torch.uint8)
     head[:_LENGTH].view(torch.int64)[0] = len(message)
     first = message[:_INLINE]
@@ -110,7 +121,7 @@ def _send_one(group: dist.ProcessGroup, message: torch.Tensor, target: int) -> N
         group.send([message[_INLINE:]], target, _DATA).wait()
 
 
-def _receive(group: dist.ProcessGroup, host: _host.Host, source: int) -> None:
+def _receive(group: _Pairs, host: _host.Host, source: int) -> None:
     """Deliver what `source` sends until it says goodbye or is gone."""
     head = torch.empty(_LENGTH + _INLINE, dtype=torch.uint8)
     try:

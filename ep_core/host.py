@@ -46,8 +46,8 @@ def _addresses(map: LowLatencyMap | None) -> tuple[int, int]:
 class HostEngine:
     """Implements `ep_core.engine.Engine`. Constructing it is collective over `group`.
 
-    Raises `EPTimeoutError` for ranks that do not come within `timeout_s` seconds, `ValueError` for ranks that were given
-    other sizes.
+    Raises `EPTimeoutError` for ranks that do not come within `timeout_s` seconds, `ValueError` for ranks that were
+    given other sizes.
 
     Attributes:
         nodes: which ranks share memory.
@@ -92,11 +92,9 @@ class HostEngine:
     ) -> None:
         """Make the mirrors that are this rank's to hold, map those of its node, and send couriers."""
         nodes = self.nodes
-        held = {
-            str(source): self._host.hold(source, bytes.fromhex(found[source].token))
-            for source in nodes.held(nodes.rank)
-        }
-        mine = dataclasses.replace(found[nodes.rank], mirrors=held)
+        held = nodes.held(nodes.rank)
+        fds = {str(source): self._host.hold(source, bytes.fromhex(found[source].token)) for source in held}
+        mine = dataclasses.replace(found[nodes.rank], mirrors=fds)
         mirrors = rendezvous.exchange(group, f"{name}/mirrors", mine, timeout_s)
         places = []
         for rank, address in enumerate(found):

@@ -33,9 +33,9 @@ _made: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
 class Address:
     """Where a rank's segment is found, and what must be equal to reach it.
 
-    fd, token: of a segment on the host. mirrors: the file descriptors of the mirrors that it holds, by the rank of another
-    node that each mirrors. ranks_per_node: what was asked for. gpu, ipc_handle, transport: of one on a GPU: its UUID, the handle in
-    hexadecimal, and what maps it.
+    fd, token: of a segment on the host. mirrors: file descriptors of the mirrors that it holds, by the rank of another
+    node that each mirrors. ranks_per_node: as asked for. gpu, ipc_handle, transport: of one on a GPU: its UUID, the
+    handle in hexadecimal, and what maps it.
     """
 
     pid: int
@@ -85,7 +85,7 @@ class Address:
 
     @property
     def machine(self) -> tuple[str, int]:
-        """Equal for processes that can map each other's host memory: of one boot of one kernel, in one PID namespace."""
+        """Equal for processes that can map each other's memory: of one boot of one kernel, in one PID namespace."""
         return self.boot_id, self.pid_namespace
 
     def check(self, rank: int, mine: Address) -> None:
@@ -107,7 +107,7 @@ class Address:
         """Raise `ValueError` when `rank`, which lives here, is not on the machine of this process (`mine`)."""
         if self.boot_id != mine.boot_id:
             raise ValueError(
-                f"rank {rank} runs on {self.host}, this rank on {mine.host}: a buffer on GPUs joins ranks of one machine"
+                f"rank {rank} runs on {self.host}, this rank on {mine.host}: on CUDA all ranks must be on one machine"
             )
 
 
