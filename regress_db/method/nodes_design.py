@@ -206,7 +206,8 @@ class Design:
         for place, cluster in enumerate(clusters):
             shares = np.bincount(cluster, information) / total
             effective = 1 / float((shares**2).sum())
-            if effective < (_ENOUGH if place < len(clusters) - 1 else _LEAST):
+            # Exactly enough must not hang on the order in which shares are added.
+            if effective < (_ENOUGH if place < len(clusters) - 1 else _LEAST) - _ROUNDING:
                 continue
             seen = np.bincount(cluster, scores) / np.maximum(1 - shares, 1e-9)
             error = max(stated, float(np.sqrt((seen**2).sum())) / total, 1e-9)
@@ -221,5 +222,6 @@ class Design:
 _ENOUGH = 4.0
 """So many nights that take part are clusters enough; with fewer, allocations are."""
 _LEAST = 1.9
+_ROUNDING = 1e-6
 _LEAST_OF_NIGHT = 0.2
 """A night with less information than this part of the usual says nothing by itself."""

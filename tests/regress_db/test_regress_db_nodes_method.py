@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from regress_db.method.nodehistory import KnownNode, PlacedSeries, explained_by_nodes
@@ -201,6 +202,7 @@ def test_a_node_that_was_repaired_is_usual_again():
 
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.floats(-3, 3), st.floats(0.2, 5), st.randoms())
+@example(10155, 0.0, 2.0, random.Random(1)).via("exactly as many nights as are enough")
 def test_neither_units_nor_nights_nor_names_nor_order_matter(seed, moved, scale, shuffled):
     runs = made(seed, units=6, nights=6, hosts=4, effects={1: 0.08})
     before = node_contrasts(runs)
