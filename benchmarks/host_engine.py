@@ -1,12 +1,14 @@
 """How fast the host engine is: low-latency dispatch and combine against plain memcpy and against torch on gloo.
 
-    python benchmarks/host_engine.py [--ranks 2 4] [--json FILE]
+    python benchmarks/host_engine.py [--ranks 2 4] [--ranks-per-node N] [--json FILE]
 
 Prints, from one run, for each number of ranks: latency and bandwidth of each operation, and two ratios of bandwidths:
 (a) to memcpy of the same logical bytes by the same number of processes at once, from and to each process's own memory;
-(b) to the `torch` backend (`all_to_all_single` on gloo). Bytes are the logical ones of docs/metrics.md: one row for
-each selection received. All take turns within every round, so they see the same machine. A figure is the median over
-rounds of the mean over ranks of a rank's mean over the round's iterations.
+(b) to the `torch` backend (`all_to_all_single` on gloo). With --ranks-per-node, also ("split") operations of a buffer
+that takes the ranks for several nodes of so many ranks, between which rows travel over gloo, as all of the torch
+backend's do. Bytes are the logical ones of docs/metrics.md: one row for each selection received. All take turns within
+every round, so they see the same machine. A figure is the median over rounds of the mean over ranks of a rank's mean
+over the round's iterations.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--iters", type=int, default=10, help="of each operation in a round, back to back")
     parser.add_argument("--torch-iters", type=int, default=1, help="of the torch backend in a round")
+    parser.add_argument("--ranks-per-node", type=int, help="also with the ranks as several nodes of so many ranks")
     parser.add_argument("--no-torch", action="store_true", help="leave (b) out")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     return parser.parse_args()
@@ -89,6 +92,15 @@ class ZeroCopy:
         )
 
 
+def ready(backend: Any, given: Setup) -> torch.Tensor:
+    """Set a backend up and dispatch once; what came goes back with every combine."""
+    backend.setup(given)
+    backend.dispatch()
+    rows: torch.Tensor = backend.received().x
+    backend.give(rows)
+    return rows
+
+
 def timed(operation: Callable[[], None], iters: int) -> float:
     """Mean seconds of `iters` calls back to back, after all ranks are ready."""
     dist.barrier()
@@ -108,10 +120,7 @@ def measure(rank: int, case: Case, port: int, options: argparse.Namespace, resul
     given = Setup(case, rank, make_inputs(case, rank), world, DEADLINE_S)
 
     engine = backends.load("ep_core")()
-    engine.setup(given)
-    engine.dispatch()
-    rows = engine.received().x
-    engine.give(rows)
+    rows = ready(engine, given)
     logical_bytes = rows.shape[0] * case.hidden * 2
     work: dict[str, tuple[Callable[[], None], int]] = {
         "memcpy": (Memcpy(logical_bytes), options.iters),
@@ -119,11 +128,16 @@ def measure(rank: int, case: Case, port: int, options: argparse.Namespace, resul
         "combine": (engine.combine, options.iters),
         "combine, zero copy": (ZeroCopy(case, world, rank).combine, options.iters),
     }
+    if options.ranks_per_node:
+        os.environ["EP_RANKS_PER_NODE"] = str(options.ranks_per_node)
+        split = backends.load("ep_core")()
+        ready(split, given)
+        del os.environ["EP_RANKS_PER_NODE"]
+        work["dispatch, split"] = (split.dispatch, options.torch_iters)
+        work["combine, split"] = (split.combine, options.torch_iters)
     if not options.no_torch:
         other = backends.load("torch")()
-        other.setup(given)
-        other.dispatch()
-        other.give(other.received().x)
+        ready(other, given)
         work["torch dispatch"] = (other.dispatch, options.torch_iters)
         work["torch combine"] = (other.combine, options.torch_iters)
     for operation, _ in work.values():
