@@ -14,7 +14,7 @@ from importlib.resources import files
 import msgspec
 
 STYLES = ("uPlot.min.css", "epwatch.css")
-SCRIPTS = ("uPlot.iife.min.js", "page.js", "chart.js")
+SCRIPTS = ("uPlot.iife.min.js", "chart.js", "views.js", "page.js")
 """What every page loads, in this order. Scripts are classic ones, loaded at the end of the page."""
 
 _TYPES = {

@@ -11,7 +11,8 @@ What a template may rely on:
   `one.text` is put into the page), `single_file` (whether this is a report), `policy` (a report's
   Content-Security-Policy, for a meta tag), `made_at`.
 - `data(view)` is the view's JSON, safe within `<script type="application/json">`, for scripts.
-- Filters: percent, size, latency, moment, number, figure, duration, breakable. Functions: interval, signs[verdict].
+- Filters: percent, size, latency, moment, number, figure, duration, breakable, and those of `regress_db.web.shown`.
+  Functions: interval, signs[verdict], and those of `regress_db.web.shown`.
 
 Called by `regress_db.web.app` and `regress_db.web.report`.
 """
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from markupsafe import Markup
 
+from regress_db.web import shown
 from regress_db.web.assets import SCRIPTS, STYLES, assets
 from regress_db.web.links import Links
 from regress_db.web.views.shared import Answer
@@ -87,8 +89,9 @@ def _environment() -> Environment:
         "figure": figure,
         "duration": duration,
         "breakable": breakable,
+        **shown.FILTERS,
     }
-    environment.globals |= {"signs": SIGNS, "interval": interval, "data": data}
+    environment.globals |= {"signs": SIGNS, "interval": interval, "data": data, **shown.FUNCTIONS}
     return environment
 
 
