@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
+from harness.case import Phase
 from regress_db.web.views.shared import SeriesName
 
 _SERIES = re.compile(r"(?P<case>.+)\|(?P<phase>dispatch|combine)\|(?P<platform>.*)", re.DOTALL)
@@ -25,7 +26,7 @@ def series_of(text: str) -> SeriesName | None:
     found = _SERIES.fullmatch(text)
     if found is None:
         return None
-    phase = "dispatch" if found["phase"] == "dispatch" else "combine"
+    phase: Phase = "dispatch" if found["phase"] == "dispatch" else "combine"
     return SeriesName(case=found["case"], phase=phase, platform=found["platform"])
 
 

@@ -11,9 +11,12 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from regress_db.web.links import series_text
-from regress_db.web.views.night import Cell, Trouble
+from regress_db.web.links import Links, series_text
+from regress_db.web.views.night import Cell
+from regress_db.web.views.nightruns import Trouble
+from regress_db.web.views.series import SeriesView
 from regress_db.web.views.shared import SeriesName
+from regress_db.web.views.sides import BackendNumbers
 from regress_db.wording import interval, latency, percent, size
 
 PARTS = (
@@ -69,6 +72,28 @@ def series_name(case: str, phase: str, platform: str) -> str:
     return series_text(SeriesName(case=case, phase="dispatch" if phase == "dispatch" else "combine", platform=platform))
 
 
+def with_series(links: Links, view: SeriesView, added: SeriesName) -> str:
+    """Where the same lines are with one more laid over them."""
+    options = {
+        "metric": view.metric,
+        "by": view.by,
+        "since": day(view.since),
+        "until": day(view.until),
+        "log": "1" if view.log else "",
+    }
+    return links.series(*view.asked, added, **options)
+
+
+def overlay(links: Links, lines: Iterable[BackendNumbers]) -> str:
+    """Where these backends are overlaid through time."""
+    return links.series(*(SeriesName(case=one.case, phase=one.phase, platform=one.platform) for one in lines))
+
+
+def from_seconds(at: float) -> datetime:
+    """A moment of a plot."""
+    return datetime.fromtimestamp(at, UTC)
+
+
 def reach(changes: Sequence[float | None]) -> float:
     """The largest change that bars show, so that one of a thousand per cent does not flatten all others."""
     return min(max([abs(one) for one in changes if one is not None] + [0.05]), 1.0)
@@ -115,13 +140,15 @@ def shown_change(change: float | None) -> str:
     return "–" if change is None else percent(change)
 
 
-FILTERS = {"tip": tip, "day": day, "us": shown_latency, "change": shown_change}
+FILTERS = {"tip": tip, "day": day, "us": shown_latency, "from_seconds": from_seconds, "change": shown_change}
 
 FUNCTIONS = {
     "columns": columns,
     "values": values,
     "grouped": grouped,
     "series_name": series_name,
+    "with_series": with_series,
+    "overlay": overlay,
     "reach": reach,
     "change_bar": change_bar,
 }

@@ -1,15 +1,31 @@
-"""View 1: a night as a grid of cases by phases, worst first; what did not run and why; what is new, what recovered."""
+"""View 1: a night as a grid of cases by phases, worst first; what did not run and why; what is new, what recovered.
+
+Verdicts are those that were stored when the night was judged. Next to read: `nightruns`, what is told of its runs.
+"""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+from sqlalchemy import Connection, func, select
+from sqlalchemy import Row as Record
 
-from harness.case import Phase
-from regress_db.nightverdict import Cause, Verdict
-from regress_db.web.views.shared import Answer, Fact, NoteLine
+from harness.case import PHASES, Phase
+from regress_db import lookup
+from regress_db.errors import FilterError, NotFoundError
+from regress_db.filters import CASE_FIELDS, Filter, is_pattern, parse_filter
+from regress_db.history import History
+from regress_db.nightverdict import NO_NUMBER, WORST_FIRST, Cause, NightVerdict, SeriesVerdict, Verdict, stored_verdict
+from regress_db.schedules import load_absent_before
+from regress_db.schema import BASELINE_RUNS, BASELINES, CASES, NIGHTS, PLATFORMS, VERDICTS
+from regress_db.web.views.nightruns import Trouble, runs_of_night
+from regress_db.web.views.people import acknowledged_words, notes_of, regressions_of
+from regress_db.web.views.shared import Answer, Fact, NoteLine, apart, in_common, parts_of
+from regress_db.wording import AUTO, SIGNS
 
 Tone = Literal["bad", "open", "good"]
 News = Literal["new", "recovered", "first", ""]
@@ -75,21 +91,6 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
 
 
-class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """One planned run that gave no number. All but the first four are empty for one that is missing."""
-
-    run_id: str
-    case: str
-    outcome: Verdict
-    sign: str
-    hosts: list[str] = []
-    step: str = ""
-    failure: str = ""
-    message: str = ""
-    rank: int = -1
-    log_tail: str = ""
-
-
 class BaselineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The named baseline that a night was judged against: who set it, when, why."""
 
@@ -101,8 +102,20 @@ class BaselineFacts(msgspec.Struct, frozen=True, kw_only=True):
     retired_at: datetime | None
 
 
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """What the address asks for; an empty list asks for everything. cases: patterns and filters on the key's fields and
+    the platform, as `epwatch trend` takes them.
+    """
+
+    cases: list[str] = []
+    verdicts: list[Verdict] = []
+    phases: list[Phase] = []
+    news: list[News] = []
+
+
 class NightView(Answer, frozen=True, kw_only=True, tag="night"):
-    """A night. Everything is there, worst first; what is asked for by filters is chosen by the page.
+    """A night, worst first. rows: those that are chosen by the address; hidden: how many cells are not. counts, new,
+    recovered: of all.
 
     words: the night in one sentence, for someone who reads nothing else; headline: how many of what. tone: the colour
     of it. judged_against: in words. plan: "" where unknown. previous, next: ids of the judged nights before and after,
@@ -134,6 +147,8 @@ class NightView(Answer, frozen=True, kw_only=True, tag="night"):
     findings: list[Finding]
     common: dict[str, str]
     rows: list[Row]
+    chosen: Chosen
+    hidden: int
     new: int
     recovered: int
     troubles: list[Trouble]
@@ -150,3 +165,258 @@ class NightView(Answer, frozen=True, kw_only=True, tag="night"):
     next: str
     compared_to: str
     command: str = ""
+
+
+EVERYTHING = Chosen()
+
+
+def gather(history: History, night_id: str, chosen: Chosen = EVERYTHING, *, command: str = "") -> NightView:
+    """The night with this id, `latest` for the newest judged one.
+
+    Raises `NotFoundError` for a night that is unknown or was not judged, `FilterError` for what cannot be chosen by.
+    """
+    filters = _filters(chosen.cases)
+    with history.read() as connection:
+        name = _newest_judged(connection) if night_id == lookup.LATEST else night_id
+    verdict = stored_verdict(history, name)
+    with history.read() as connection:
+        night = lookup.night(connection, verdict.night)
+        previous, following = (_neighbour(connection, night, later) for later in (False, True))
+        before = _verdicts(connection, previous.id) if previous else {}
+        baseline = _baseline(connection, night.baseline_id)
+        absent = load_absent_before(connection, night.plan, night.started_at)
+        runs = runs_of_night(connection, night)
+    waived = _acknowledged(history)
+    cells = [(one, _cell(one, previous is not None, before, waived)) for one in verdict.series]
+    shown = [(one, cell) for one, cell in cells if _is_chosen(one, cell, chosen, filters)]
+    common = in_common({one.case for one in verdict.series})
+    return NightView(
+        night=verdict.night,
+        plan=verdict.plan or "",
+        words=words(verdict),
+        headline=verdict.headline,
+        tone=tone(verdict),
+        exit_code=verdict.exit_code(),
+        started_at=night.started_at,
+        finished_at=night.finished_at,
+        duration_s=_duration_s(night.started_at, night.finished_at),
+        judged_at=verdict.judged_at,
+        judge=verdict.judge,
+        level=verdict.level,
+        judged_against=_judged_against(verdict.baseline, baseline),
+        baseline=baseline,
+        aa_series=verdict.aa_series,
+        aa_alarms=verdict.aa_alarms,
+        remarks=list(verdict.remarks),
+        counts=counts(one.verdict for one in verdict.series),
+        findings=[Finding(**{name: getattr(one, name) for name in _FINDING}) for one in verdict.findings],
+        common=common,
+        rows=_rows(shown, common),
+        chosen=chosen,
+        hidden=len(cells) - len(shown),
+        new=sum(cell.news == "new" for _, cell in cells),
+        recovered=sum(cell.news == "recovered" for _, cell in cells),
+        troubles=runs.troubles,
+        ok_runs=runs.ok_runs,
+        hosts=runs.hosts,
+        environment=runs.environment,
+        others=runs.others,
+        changed=runs.changed,
+        within=runs.within,
+        run_notes=runs.notes,
+        absent=[one.sentence for one in absent],
+        notes=notes_of(history, night=verdict.night),
+        previous=previous.name if previous else "",
+        next=following.name if following else "",
+        compared_to=previous.name if previous else "",
+        command=command,
+    )
+
+
+def words(verdict: NightVerdict) -> str:
+    """The night in one sentence, for someone who reads nothing else."""
+    series = verdict.series
+    slower = sum(one.verdict == "regressed" for one in series)
+    silent = sum(one.verdict in NO_NUMBER for one in series)
+    undecided = sum(one.verdict in _UNDECIDED for one in series)
+    if not series:
+        return "Nothing was planned and nothing ran."
+    said = [f"{slower} of {len(series)} series got slower"] if slower else []
+    if silent:
+        said.append(f"{silent} of {len(series)} series {'has' if silent == 1 else 'have'} no valid result")
+    if not said:
+        said.append("No series got slower")
+        if undecided:
+            said.append(f"{undecided} of {len(series)} could not be decided")
+    return "; ".join(said) + "."
+
+
+def tone(verdict: NightVerdict) -> Tone:
+    """`bad`, `open` or `good`: the colour of the headline."""
+    if verdict.exit_code():
+        return "bad"
+    return "open" if any(one.verdict in _UNDECIDED for one in verdict.series) else "good"
+
+
+def counts(verdicts: Iterable[str]) -> dict[str, int]:
+    """How many of each verdict there is, worst first."""
+    found = Counter(verdicts)
+    return {verdict: found[verdict] for verdict in WORST_FIRST if found[verdict]}
+
+
+_UNDECIDED = frozenset({"inconclusive", "insufficient"})
+_BAD = frozenset({"regressed", *NO_NUMBER})
+_OF_SERIES = frozenset({*CASE_FIELDS, "case", "platform"})
+_COPIED = (
+    *("effect", "low", "high", "floor", "noise_floor", "detectable", "latency_us", "bandwidth_gbs"),
+    *("baseline_latency_us", "new_runs", "confirmations", "baseline_runs", "runs_needed", "cause", "finding", "waiver"),
+    "sentence",
+)
+
+_FINDING = Finding.__struct_fields__
+
+_Key = tuple[str, str, str]
+"""Case, platform and phase."""
+
+
+def _filters(texts: Sequence[str]) -> list[Filter]:
+    filters = [parse_filter(text) for text in texts if not is_pattern(text)]
+    patterns = [parse_filter(text) for text in texts if is_pattern(text)]
+    if patterns:
+        filters.append(Filter("case", "~", tuple(value for one in patterns for value in one.values)))
+    for one in filters:
+        if one.field not in _OF_SERIES:
+            raise FilterError(f"a night's series cannot be chosen by {one.field}: use a field of the case, or platform")
+    return filters
+
+
+def _is_chosen(one: SeriesVerdict, cell: Cell, chosen: Chosen, filters: Sequence[Filter]) -> bool:
+    if chosen.verdicts and one.verdict not in chosen.verdicts:
+        return False
+    if chosen.phases and one.phase not in chosen.phases:
+        return False
+    if chosen.news and cell.news not in chosen.news:
+        return False
+    if not filters:
+        return True
+    fields = {**parts_of(one.case), "case": one.case, "platform": one.platform_key}
+    return all(wanted.field in fields and wanted.accepts(_typed(wanted, fields)) for wanted in filters)
+
+
+def _typed(wanted: Filter, fields: Mapping[str, str]) -> str | int:
+    value = fields[wanted.field]
+    return int(value) if wanted.kind == "number" else value
+
+
+def _newest_judged(connection: Connection) -> str:
+    newest = select(NIGHTS.c.name).where(NIGHTS.c.judged_at.is_not(None)).order_by(*lookup.NEWEST_NIGHT_FIRST).limit(1)
+    found = connection.execute(newest).scalar()
+    if found is None:
+        raise NotFoundError("no night of this history has been judged yet: `epwatch nightly` measures and judges one")
+    return str(found)
+
+
+def _neighbour(connection: Connection, night: Record[Any], later: bool) -> Record[int, str] | None:
+    """Number and name of the next judged night of the plan before or after this one."""
+    if night.started_at is None:
+        return None
+    start = NIGHTS.c.started_at
+    beyond = start > night.started_at if later else start < night.started_at
+    return connection.execute(
+        select(NIGHTS.c.id, NIGHTS.c.name)
+        .where(NIGHTS.c.plan == night.plan, NIGHTS.c.judged_at.is_not(None), beyond)
+        .order_by(start.asc() if later else start.desc(), NIGHTS.c.id)
+        .limit(1)
+    ).first()
+
+
+def _verdicts(connection: Connection, night: int) -> dict[_Key, Verdict]:
+    rows = connection.execute(
+        select(CASES.c.key, PLATFORMS.c.key.label("platform"), VERDICTS.c.phase, VERDICTS.c.verdict)
+        .join(CASES, CASES.c.id == VERDICTS.c.case_id)
+        .outerjoin(PLATFORMS, PLATFORMS.c.id == VERDICTS.c.platform_id)
+        .where(VERDICTS.c.night_id == night)
+    )
+    return {(row.key, row.platform or "", row.phase): row.verdict for row in rows}
+
+
+def _baseline(connection: Connection, number: int | None) -> BaselineFacts | None:
+    if number is None:
+        return None
+    row = connection.execute(select(*BASELINES.c).where(BASELINES.c.id == number)).one()
+    runs = connection.execute(select(func.count()).where(BASELINE_RUNS.c.baseline_id == number)).scalar_one()
+    return BaselineFacts(
+        name=row.name,
+        runs=runs,
+        set_by=row.set_by,
+        set_at=row.set_at,
+        reason=row.reason,
+        retired_at=row.retired_at,
+    )
+
+
+def _judged_against(name: str | None, baseline: BaselineFacts | None) -> str:
+    if baseline is not None:
+        retired = " (retired since)" if baseline.retired_at else ""
+        return (
+            f"baseline {baseline.name}, {baseline.runs} runs, set by {baseline.set_by} on "
+            f"{baseline.set_at:%Y-%m-%d %H:%M} UTC: {baseline.reason}{retired}"
+        )
+    if name == AUTO:
+        return "each series' own past, since its last accepted change"
+    return "nothing: no baseline was named"
+
+
+def _acknowledged(history: History) -> dict[_Key, str]:
+    return {
+        (one.case, one.platform, one.phase): acknowledged_words(one.by, one.why, one.until)
+        for one in regressions_of(history)
+        if one.state == "acknowledged"
+    }
+
+
+def _cell(
+    one: SeriesVerdict, after_another: bool, before: Mapping[_Key, Verdict], acknowledged: Mapping[_Key, str]
+) -> Cell:
+    key = (one.case, one.platform_key, one.phase)
+    earlier = before.get(key)
+    return Cell(
+        phase=one.phase,
+        verdict=one.verdict,
+        sign=SIGNS[one.verdict],
+        acknowledged=acknowledged.get(key, ""),
+        warnings=list(one.warnings),
+        before=earlier,
+        news=_news(one.verdict, earlier) if after_another else "",
+        **{name: getattr(one, name) for name in _COPIED},
+    )
+
+
+def _news(verdict: Verdict, before: Verdict | None) -> News:
+    if before is None:
+        return "first"
+    if (verdict in _BAD) == (before in _BAD):
+        return ""
+    return "new" if verdict in _BAD else "recovered"
+
+
+def _rows(shown: Sequence[tuple[SeriesVerdict, Cell]], common: Mapping[str, str]) -> list[Row]:
+    of_case: dict[tuple[str, str], list[tuple[SeriesVerdict, Cell]]] = defaultdict(list)
+    for one, cell in sorted(shown, key=lambda pair: pair[0].badness):
+        of_case[one.case, one.platform_key].append((one, cell))
+    return [
+        Row(
+            case=case,
+            platform=platform,
+            parts=apart(case, common),
+            worst=pairs[0][0].verdict,
+            cells=sorted((cell for _, cell in pairs), key=lambda cell: PHASES.index(cell.phase)),
+        )
+        for (case, platform), pairs in of_case.items()
+    ]
+
+
+def _duration_s(started_at: datetime | None, finished_at: datetime | None) -> float | None:
+    if started_at is None or finished_at is None or finished_at < started_at:
+        return None
+    return (finished_at - started_at).total_seconds()
