@@ -34,12 +34,6 @@ def columns(rows: Iterable[Mapping[str, str]]) -> list[str]:
     return [name for name in PARTS if name in there]
 
 
-def values(rows: Iterable[Mapping[str, str]], name: str) -> list[str]:
-    """The values that the rows have of a field, numbers in the order of size."""
-    there = {row[name] for row in rows if name in row}
-    return sorted(there, key=lambda value: (len(value), value) if value.isdigit() else (0, value))
-
-
 def tip(cell: Cell) -> str:
     """What the hover box of a cell says: all that is known of it, a line each."""
     lines = [f"{cell.sign} {cell.verdict}", cell.sentence]
@@ -144,7 +138,6 @@ FILTERS = {"tip": tip, "day": day, "us": shown_latency, "from_seconds": from_sec
 
 FUNCTIONS = {
     "columns": columns,
-    "values": values,
     "grouped": grouped,
     "series_name": series_name,
     "with_series": with_series,

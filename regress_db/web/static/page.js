@@ -48,14 +48,15 @@
     const nothing = document.querySelector(form.dataset.nothing);
 
     function wanted() {
-      return fields.map((field) => [field, field.type === "checkbox" ? (field.checked ? field.value : "") : field.value.trim()])
-        .filter(([, value]) => value);
+      return fields.map((field) => [field, field.value.trim()]).filter(([, value]) => value);
     }
 
+    /* A value is of the field's own name, or `name=value`, as the server takes it of a case. */
     function fits(row, field, value) {
-      const has = row.dataset[field.dataset.of || field.name] || "";
+      const [, name, wantedValue] = field.name === "case" ? value.match(/^([a-z]+)=(.*)$/s) : [null, field.name, value];
+      const has = row.dataset[name] ?? "";
       if (field.type === "search") return value.toLowerCase().split(/\s+/).every((word) => has.toLowerCase().includes(word));
-      return has.split(" ").includes(value);
+      return has === wantedValue || has.split(" ").includes(wantedValue);
     }
 
     function apply(keep) {
@@ -70,7 +71,7 @@
       if (!keep) return;
       const address = new URL(window.location.href);
       for (const field of fields) address.searchParams.delete(field.name);
-      for (const [field, value] of asked) address.searchParams.set(field.name, value);
+      for (const [field, value] of asked) address.searchParams.append(field.name, value);
       try {
         window.history.replaceState(null, "", address);
       } catch {
@@ -81,10 +82,9 @@
     function read() {
       const { searchParams } = new URL(window.location.href);
       for (const field of fields) {
-        const value = searchParams.get(field.name);
-        if (field.type === "checkbox") field.checked = value === field.value;
-        else field.value = value ?? "";
-        if (field.selectedIndex === -1) field.value = "";
+        const values = searchParams.getAll(field.name);
+        if (field.options) field.value = [...field.options].map((one) => one.value).find((one) => one && values.includes(one)) ?? "";
+        else field.value = values[0] ?? "";
       }
       apply(false);
     }
@@ -92,10 +92,7 @@
     form.addEventListener("input", () => apply(true));
     form.addEventListener("submit", (event) => { event.preventDefault(); apply(true); });
     form.addEventListener("reset", () => window.setTimeout(() => {
-      for (const field of fields) {
-        if (field.type === "checkbox") field.checked = false;
-        else field.value = "";
-      }
+      for (const field of fields) field.value = "";
       apply(true);
     }));
     window.addEventListener("popstate", read);
@@ -133,6 +130,16 @@
     });
   }
 
+  /* Forms that ask the server again as soon as a choice changes; empty fields stay out of the address. */
+  function submits(form) {
+    form.addEventListener("submit", () => {
+      for (const field of form.elements) if (field.name && !field.value) field.disabled = true;
+    });
+    form.addEventListener("change", (event) => { if (event.target.matches("select")) form.requestSubmit(); });
+    window.addEventListener("pageshow", () => { for (const field of form.elements) field.disabled = false; });
+  }
+
   document.querySelectorAll("form[data-rows]").forEach(filters);
+  document.querySelectorAll("form[data-submits]").forEach(submits);
   document.querySelectorAll("table[data-sortable]").forEach(sortable);
 })(window.epwatch);

@@ -14,17 +14,18 @@ import msgspec
 from sqlalchemy import Connection, func, select
 from sqlalchemy import Row as Record
 
-from harness.case import PHASES, Phase
+from harness.case import PHASES, Case, Phase
 from regress_db import lookup
-from regress_db.errors import FilterError, NotFoundError
-from regress_db.filters import CASE_FIELDS, Filter, is_pattern, parse_filter
+from regress_db.errors import NotFoundError
+from regress_db.filters import Filter
 from regress_db.history import History
 from regress_db.nightverdict import NO_NUMBER, WORST_FIRST, Cause, NightVerdict, SeriesVerdict, Verdict, stored_verdict
 from regress_db.schedules import load_absent_before
 from regress_db.schema import BASELINE_RUNS, BASELINES, CASES, NIGHTS, PLATFORMS, VERDICTS
+from regress_db.web.views.asked import accepted, filters_of
 from regress_db.web.views.nightruns import Trouble, runs_of_night
 from regress_db.web.views.people import acknowledged_words, notes_of, regressions_of
-from regress_db.web.views.shared import Answer, Fact, NoteLine, apart, in_common, parts_of
+from regress_db.web.views.shared import Answer, Fact, NoteLine, apart, in_common
 from regress_db.wording import AUTO, SIGNS
 
 Tone = Literal["bad", "open", "good"]
@@ -114,7 +115,8 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NightView(Answer, frozen=True, kw_only=True, tag="night"):
-    """A night, worst first. rows: those that are chosen by the address; hidden: how many cells are not. counts, new,
+    """A night, worst first. rows: those that are chosen by the address; hidden: how many cells are not. choices:
+    what rows can be chosen by: the values of each field on which they differ, and of `platform`. counts, new,
     recovered: of all.
 
     words: the night in one sentence, for someone who reads nothing else; headline: how many of what. tone: the colour
@@ -148,6 +150,7 @@ class NightView(Answer, frozen=True, kw_only=True, tag="night"):
     common: dict[str, str]
     rows: list[Row]
     chosen: Chosen
+    choices: dict[str, list[str]]
     hidden: int
     new: int
     recovered: int
@@ -175,7 +178,7 @@ def gather(history: History, night_id: str, chosen: Chosen = EVERYTHING, *, comm
 
     Raises `NotFoundError` for a night that is unknown or was not judged, `FilterError` for what cannot be chosen by.
     """
-    filters = _filters(chosen.cases)
+    filters = filters_of(chosen.cases)
     with history.read() as connection:
         name = _newest_judged(connection) if night_id == lookup.LATEST else night_id
     verdict = stored_verdict(history, name)
@@ -213,6 +216,7 @@ def gather(history: History, night_id: str, chosen: Chosen = EVERYTHING, *, comm
         common=common,
         rows=_rows(shown, common),
         chosen=chosen,
+        choices=_choices({one.case for one in verdict.series}, {one.platform_key for one in verdict.series}, common),
         hidden=len(cells) - len(shown),
         new=sum(cell.news == "new" for _, cell in cells),
         recovered=sum(cell.news == "recovered" for _, cell in cells),
@@ -266,7 +270,6 @@ def counts(verdicts: Iterable[str]) -> dict[str, int]:
 
 _UNDECIDED = frozenset({"inconclusive", "insufficient"})
 _BAD = frozenset({"regressed", *NO_NUMBER})
-_OF_SERIES = frozenset({*CASE_FIELDS, "case", "platform"})
 _COPIED = (
     *("effect", "low", "high", "floor", "noise_floor", "detectable", "latency_us", "bandwidth_gbs"),
     *("baseline_latency_us", "new_runs", "confirmations", "baseline_runs", "runs_needed", "cause", "finding", "waiver"),
@@ -279,17 +282,6 @@ _Key = tuple[str, str, str]
 """Case, platform and phase."""
 
 
-def _filters(texts: Sequence[str]) -> list[Filter]:
-    filters = [parse_filter(text) for text in texts if not is_pattern(text)]
-    patterns = [parse_filter(text) for text in texts if is_pattern(text)]
-    if patterns:
-        filters.append(Filter("case", "~", tuple(value for one in patterns for value in one.values)))
-    for one in filters:
-        if one.field not in _OF_SERIES:
-            raise FilterError(f"a night's series cannot be chosen by {one.field}: use a field of the case, or platform")
-    return filters
-
-
 def _is_chosen(one: SeriesVerdict, cell: Cell, chosen: Chosen, filters: Sequence[Filter]) -> bool:
     if chosen.verdicts and one.verdict not in chosen.verdicts:
         return False
@@ -297,15 +289,7 @@ def _is_chosen(one: SeriesVerdict, cell: Cell, chosen: Chosen, filters: Sequence
         return False
     if chosen.news and cell.news not in chosen.news:
         return False
-    if not filters:
-        return True
-    fields = {**parts_of(one.case), "case": one.case, "platform": one.platform_key}
-    return all(wanted.field in fields and wanted.accepts(_typed(wanted, fields)) for wanted in filters)
-
-
-def _typed(wanted: Filter, fields: Mapping[str, str]) -> str | int:
-    value = fields[wanted.field]
-    return int(value) if wanted.kind == "number" else value
+    return accepted(filters, one.case, one.platform_key)
 
 
 def _newest_judged(connection: Connection) -> str:
@@ -414,6 +398,19 @@ def _rows(shown: Sequence[tuple[SeriesVerdict, Cell]], common: Mapping[str, str]
         )
         for (case, platform), pairs in of_case.items()
     ]
+
+
+def _choices(cases: Iterable[str], platforms: Iterable[str], common: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {name: set() for name in Case.__struct_fields__ if name not in common}
+    for key in cases:
+        for name, value in apart(key, common).items():
+            found[name].add(value)
+    found["platform"] = {platform for platform in platforms if platform}
+    return {
+        name: sorted(values, key=lambda value: (len(value), value) if value.isdigit() else (0, value))
+        for name, values in found.items()
+        if len(values) > 1
+    }
 
 
 def _duration_s(started_at: datetime | None, finished_at: datetime | None) -> float | None:
