@@ -24,7 +24,7 @@ from regress_db.schedules import load_absent_before
 from regress_db.schema import BASELINE_RUNS, BASELINES, CASES, NIGHTS, PLATFORMS, VERDICTS
 from regress_db.web.views.asked import accepted, filters_of
 from regress_db.web.views.nightruns import Trouble, runs_of_night
-from regress_db.web.views.people import acknowledged_words, notes_of, regressions_of
+from regress_db.web.views.people import Acknowledged, acknowledged_on, notes_of
 from regress_db.web.views.shared import Answer, Fact, NoteLine, apart, in_common
 from regress_db.wording import AUTO, SIGNS
 
@@ -189,8 +189,8 @@ def gather(history: History, night_id: str, chosen: Chosen = EVERYTHING, *, comm
         baseline = _baseline(connection, night.baseline_id)
         absent = load_absent_before(connection, night.plan, night.started_at)
         runs = runs_of_night(connection, night)
-    waived = _acknowledged(history)
-    cells = [(one, _cell(one, previous is not None, before, waived)) for one in verdict.series]
+    known = acknowledged_on(history, verdict.judged_at)
+    cells = [(one, _cell(one, previous is not None, before, known)) for one in verdict.series]
     shown = [(one, cell) for one, cell in cells if _is_chosen(one, cell, chosen, filters)]
     common = in_common({one.case for one in verdict.series})
     return NightView(
@@ -351,24 +351,14 @@ def _judged_against(name: str | None, baseline: BaselineFacts | None) -> str:
     return "nothing: no baseline was named"
 
 
-def _acknowledged(history: History) -> dict[_Key, str]:
-    return {
-        (one.case, one.platform, one.phase): acknowledged_words(one.by, one.why, one.until)
-        for one in regressions_of(history)
-        if one.state == "acknowledged"
-    }
-
-
-def _cell(
-    one: SeriesVerdict, after_another: bool, before: Mapping[_Key, Verdict], acknowledged: Mapping[_Key, str]
-) -> Cell:
+def _cell(one: SeriesVerdict, after_another: bool, before: Mapping[_Key, Verdict], known: Acknowledged) -> Cell:
     key = (one.case, one.platform_key, one.phase)
     earlier = before.get(key)
     return Cell(
         phase=one.phase,
         verdict=one.verdict,
         sign=SIGNS[one.verdict],
-        acknowledged=acknowledged.get(key, ""),
+        acknowledged=known.words(*key) if one.verdict == "regressed" else "",
         warnings=list(one.warnings),
         before=earlier,
         news=_news(one.verdict, earlier) if after_another else "",

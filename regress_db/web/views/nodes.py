@@ -6,7 +6,10 @@ from datetime import datetime
 
 import msgspec
 
-from regress_db.nodes import NodeVerdict
+from regress_db.history import History
+from regress_db.nodes import NodeEffect, NodeVerdict, node_effects
+from regress_db.nodewords import sentences
+from regress_db.selection import EVERYTHING, Selection
 from regress_db.web.views.shared import Answer
 
 
@@ -37,3 +40,31 @@ class NodesView(Answer, frozen=True, kw_only=True, tag="nodes"):
 
     nodes: list[NodeLine]
     sentences: list[str]
+
+
+_SIGNS: dict[NodeVerdict, str] = {"slow": "▲", "fast": "▼", "usual": "=", "cannot tell": "?"}
+
+
+def gather(history: History, selection: Selection = EVERYTHING, *, cluster: str | None = None) -> NodesView:
+    """The nodes of the newest nights, as `epwatch nodes` has them."""
+    found = node_effects(history, selection, cluster=cluster)
+    return NodesView(nodes=[_line(one) for one in found], sentences=sentences(found))
+
+
+def _line(one: NodeEffect) -> NodeLine:
+    return NodeLine(
+        host=one.hostname,
+        cluster=one.cluster,
+        verdict=one.verdict,
+        sign=_SIGNS[one.verdict],
+        effect=one.effect,
+        low=one.low,
+        high=one.high,
+        p_value=one.p_value,
+        runs=one.runs,
+        nights=one.nights,
+        series=one.series,
+        last_seen=one.last_seen,
+        since=one.since,
+        alike=list(one.alike),
+    )

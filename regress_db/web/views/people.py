@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from regress_db.history import History
+from regress_db.triage import Decision, decisions
 from regress_db.web.views.shared import NoteLine
+
+_ACKNOWLEDGED = "acknowledged"
 
 
 def notes_of(history: History, **asked: Any) -> list[NoteLine]:
@@ -44,7 +49,26 @@ def regressions_of(history: History, limit: int | None = None) -> list[Any]:
     return found
 
 
-def acknowledged_words(by: str, why: str, until: datetime | None) -> str:
-    """An acknowledgement in words."""
-    ends = "" if until is None else f" until {until:%Y-%m-%d}"
-    return f"acknowledged by {by}{ends}: {why}"
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The acknowledgements that hold on a day, by case."""
+
+    of_case: Mapping[str, Sequence[Decision]]
+
+    def words(self, case: str, platform: str, phase: str) -> str:
+        """Who acknowledged a regression of this series, until when and why; "" where nobody did."""
+        for one in self.of_case.get(case, ()):
+            if one.platform in (None, platform) and one.phase in (None, phase):
+                until = getattr(one, "until", None)
+                return f"acknowledged by {one.decided_by}{f' until {until}' if until else ''}: {one.reason}"
+        return ""
+
+
+def acknowledged_on(history: History, when: datetime) -> Acknowledged:
+    """The acknowledgements that stand and that hold on the day (UTC) of `when`."""
+    found: dict[str, list[Decision]] = defaultdict(list)
+    for one in decisions(history):
+        until = getattr(one, "until", None)
+        if one.decision == _ACKNOWLEDGED and (until is None or until >= when.date()):
+            found[one.case].append(one)
+    return Acknowledged(found)

@@ -1,5 +1,6 @@
 """View 3: one run: every number with its definition, its samples by rank and iteration, where it ran, what differs from
-its baseline, how to repeat it."""
+its baseline, how to repeat it. The structs; next to read: `runfacts`, which fills them.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """View 2: series through time, one or several overlaid, with the baseline's band, change points, verdicts, notes and
-changes of the environment."""
+changes of the environment. The structs; next to read: `serieslines`, which fills them.
+"""
 
 from __future__ import annotations
 
