@@ -20,6 +20,7 @@ from harness.case import PHASES, Case
 from regress_db import samples
 from regress_db.metrics import BANDWIDTH_METRIC, RUN_VALUE_METRIC, SCALARS
 
+PLATFORM = "generated/Some GPU 3000 x8/nvlink"
 START = datetime(2023, 1, 1, 2, 0, tzinfo=UTC)
 NODES = 8
 ITERATIONS = 20
@@ -120,7 +121,7 @@ def shared_rows(shape: Shape) -> Iterator[Rows]:
     yield (
         "platforms",
         ("id", "key", "device_model", "devices_per_node", "interconnect", "cluster"),
-        [(1, "generated/Some GPU 3000 x8/nvlink", "Some GPU 3000", 8, "nvlink", "generated")],
+        [(1, PLATFORM, "Some GPU 3000", 8, "nvlink", "generated")],
     )
     yield "nodes", ("id", "hostname"), ((number, f"gpu{number:02}") for number in range(1, NODES + 1))
     names = itertools.product(PHASES, shape.metrics)
