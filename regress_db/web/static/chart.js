@@ -6,6 +6,7 @@ window.epwatch = window.epwatch || {};
 (function (epwatch) {
   const NEAR_PX = 28;
   const DAY_S = 86400;
+  const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const charts = new Set();
   const waiting = new Map();
@@ -91,7 +92,8 @@ window.epwatch = window.epwatch || {};
     box.replaceChildren(bold, rest.length ? "\n" + rest.join("\n") : "");
   }
 
-  /* spec: points, in the order of x: {x, y, low, high, s} (low, high: what is drawn around y; s: which series); series:
+  /* spec: points, in the order of x: {x, y, low, high, s, outside} (low, high: what is drawn around y; s: which series;
+     outside: the scale of y does not stretch for it, it is told at the edge); series:
      {label, colour, line}; time, xLabel, yLabel, xValues, log, height; under, over: drawings below and above the points;
      say(point): lines for the hover box; href(point): where it leads to, "" for nowhere; marks: {x, lines, edge}, told
      where the pointer is near the mark's edge. */
@@ -126,9 +128,10 @@ window.epwatch = window.epwatch || {};
       values: (plot, splits) => splits.map((split) => (split === null ? "" : significant(split))),
     });
     if (this.log) Object.assign(yAxis, { splits: logSplits, filter: (plot, splits) => splits });
-    const xAxis = axis(spec.xLabel, { space: spec.time ? 74 : 60, size: spec.time ? 42 : 34 });
+    if (spec.yWhole) yAxis.incrs = WHOLE;
+    const xAxis = axis(spec.xLabel, { space: spec.xSpace || (spec.time ? 74 : 60), size: spec.time ? 42 : 34 });
     if (spec.time) xAxis.values = dates;
-    if (spec.xValues) Object.assign(xAxis, { values: (plot, splits) => splits.map(spec.xValues), incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] });
+    if (spec.xValues) Object.assign(xAxis, { values: (plot, splits) => splits.map(spec.xValues), incrs: WHOLE });
     this.plot = new uPlot({
       width: this.width(), height: spec.height || 320, pxAlign: 0,
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
@@ -136,7 +139,7 @@ window.epwatch = window.epwatch || {};
       cursor: { y: false, points: { show: false }, drag: { x: true, y: false, setScale: true } },
       scales: {
         x: { time: Boolean(spec.time), range: (plot, low, high) => this.xRange(low, high) },
-        y: { distr: this.log ? 3 : 1, range: (plot) => this.yRange(plot.scales.x.min, plot.scales.x.max) },
+        y: { distr: this.log ? 3 : 1, range: () => this.yRange() },
       },
       axes: [xAxis, yAxis],
       series: [{}, ...spec.series.map((one) => ({
@@ -153,26 +156,36 @@ window.epwatch = window.epwatch || {};
     this.ring.hidden = true;
   };
 
+  /* Where a point is shown, from the plotting area's corner. */
+  Chart.prototype.at = function (point) {
+    const top = this.plot.valToPos(point.y, "y");
+    return [this.plot.valToPos(point.x, "x"), Math.max(0, Math.min(this.plot.over.clientHeight, top))];
+  };
+
   Chart.prototype.width = function () {
     return Math.max(260, Math.floor(this.box.clientWidth));
   };
 
+  /* uPlot asks for the range of x first; that of y is of the points within it, with what is drawn around them. */
   Chart.prototype.xRange = function (low, high) {
-    if (this.spec.xEdges) return low === null || (low === this.spec.points[0].x && high === this.spec.points.at(-1).x) ? this.spec.xEdges : [low, high];
-    if (low === null) return [0, 1];
-    const air = (high - low) * 0.02 || (this.spec.time ? DAY_S : 1);
-    return this.zoomed ? [low, high] : [low - air, high + air];
+    const { points, xEdges, time } = this.spec;
+    const [first, last] = [points[0].x, points.at(-1).x];
+    const air = (last - first) * 0.02 || (time ? DAY_S : 1);
+    this.zoomed = low !== null && (low > first || high < last);
+    this.xNow = this.zoomed ? [low, high] : xEdges ?? [first - air, last + air];
+    return this.xNow;
   };
 
-  Chart.prototype.yRange = function (from, to) {
+  Chart.prototype.yRange = function () {
+    const [from, to] = this.xNow;
     let low = Infinity;
     let high = -Infinity;
     for (const point of this.spec.points) {
-      if (point.y === null || point.x < from || point.x > to) continue;
+      if (point.y === null || point.outside || point.x < from || point.x > to) continue;
       low = Math.min(low, point.low ?? point.y);
       high = Math.max(high, point.high ?? point.y);
     }
-    for (const edge of this.spec.yEdges ? this.spec.yEdges() : []) {
+    for (const edge of this.spec.yEdges ?? []) {
       low = Math.min(low, edge);
       high = Math.max(high, edge);
     }
@@ -214,7 +227,6 @@ window.epwatch = window.epwatch || {};
       // A finger has no hover: the first touch tells, the second opens.
       if (!touch || shownBefore === this.chosen) this.open();
     });
-    this.box.addEventListener("dblclick", () => { this.zoomed = false; });
     this.box.addEventListener("keydown", (event) => this.key(event));
     this.box.addEventListener("focus", () => {
       if (this.chosen < 0 && this.box.matches(":focus-visible")) this.choose(this.step(this.spec.points.length, -1), true);
@@ -250,7 +262,8 @@ window.epwatch = window.epwatch || {};
     let least = NEAR_PX ** 2;
     for (let place = this.first(from); place < points.length && points[place].x <= to; place += 1) {
       if (points[place].y === null) continue;
-      const away = (this.plot.valToPos(points[place].x, "x") - left) ** 2 + (this.plot.valToPos(points[place].y, "y") - top) ** 2;
+      const [x, y] = this.at(points[place]);
+      const away = (x - left) ** 2 + (y - top) ** 2;
       if (away <= least) [best, least] = [place, away];
     }
     this.choose(best);
@@ -276,8 +289,7 @@ window.epwatch = window.epwatch || {};
       return;
     }
     const lines = this.spec.say(point);
-    const left = this.plot.valToPos(point.x, "x");
-    const top = this.plot.valToPos(point.y, "y");
+    const [left, top] = this.at(point);
     this.ring.hidden = false;
     this.ring.style.transform = `translate(${left - 7}px, ${top - 7}px)`;
     this.box.classList.toggle("leads", Boolean(this.spec.href && this.spec.href(point)));
@@ -354,8 +366,8 @@ window.epwatch = window.epwatch || {};
     const centre = this.chosen >= 0 ? points[this.chosen].x : (min + max) / 2;
     const half = ((max - min) / 2) * factor;
     const [first, last] = [points[0].x, points.at(-1).x];
-    this.zoomed = half * 2 < last - first;
-    this.plot.setScale("x", this.zoomed ? { min: centre - half, max: centre + half } : { min: first, max: last });
+    const whole = half * 2 >= last - first;
+    this.plot.setScale("x", whole ? { min: first, max: last } : { min: centre - half, max: centre + half });
     this.choose(this.chosen);
   };
 

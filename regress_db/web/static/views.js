@@ -179,12 +179,13 @@
         const kind = ["regressed", "improved", "inconclusive"].includes(verdict) ? verdict : "";
         const name = kind === "" ? lineColour(point.s) : kind;
         if (!shapes.has(name)) shapes.set(name, new Path2D());
-        shape(shapes.get(name), kind, pen.x(point.x), pen.y(point.y), kind && kind !== "inconclusive" ? Math.max(size, 2.6 * pen.ratio) : size);
+        shape(shapes.get(name), kind, pen.x(point.x), pen.y(point.y), kind ? Math.max(size, 2.6 * pen.ratio) : size);
       }
-      const colours = { regressed: "bad-edge", improved: "good-edge", inconclusive: "open-edge" };
+      const colours = { regressed: "bad-edge", improved: "good-edge" };
       for (const [name, path] of shapes) {
-        fill(pen, colours[name] ?? name, 1, path);
-        if (name === "regressed" || name === "improved") stroke(pen, "page", 0.6, path);
+        fill(pen, name === "inconclusive" ? "page" : colours[name] ?? name, 1, path);
+        if (name === "inconclusive") stroke(pen, "open", 1.4, path);
+        else if (name in colours) stroke(pen, "page", 0.6, path);
       }
       for (const mark of marks) {
         if (mark.kind) text(pen, mark.kind, pen.x(mark.x), mark.edge === "top" ? pen.top + 12 * pen.ratio : pen.top + pen.height - 4 * pen.ratio, mark.kind === "⚑" ? "open" : "soft", "center");
@@ -265,7 +266,7 @@
     phase.samples_us.forEach((samples, rank) => {
       samples.forEach((y, iteration) => {
         const s = iteration < phase.leading_dropped ? 2 : rank === phase.slowest_rank && phase.samples_us.length > 1 ? 1 : 0;
-        points.push({ x: rank + (((iteration * 7) % 11) - 5) * 0.055, y, s, rank, iteration });
+        points.push({ x: rank + (((iteration * 7) % 11) - 5) * 0.055, y, s, rank, iteration, outside: s === 2 });
       });
     });
     points.sort((one, other) => one.x - other.x);
@@ -273,7 +274,7 @@
     new Chart(figure, {
       points, height: 270, xEdges: [-0.6, phase.samples_us.length - 0.4],
       series: [{ label: "ranks", colour: "plot-1" }, { label: "slowest rank", colour: "plot-2" }, { label: "left out", colour: "plot-6" }],
-      xLabel: "rank", yLabel: "latency, µs", xValues: (rank) => (Number.isInteger(rank) && rank >= 0 && rank < phase.samples_us.length ? String(rank) : ""),
+      xLabel: "rank", xSpace: 26, yLabel: "latency, µs", xValues: (rank) => (Number.isInteger(rank) && rank >= 0 && rank < phase.samples_us.length ? String(rank) : ""),
       over: (pen) => {
         dots(pen, points, ["plot-1", "plot-2", "plot-6"]);
         const path = new Path2D();
@@ -295,7 +296,8 @@
     const paths = colours.map(() => new Path2D());
     for (const point of points) {
       if (point.x < pen.from || point.x > pen.to) continue;
-      shape(paths[point.s], "", pen.x(point.x), pen.y(point.y), size);
+      const beyond = point.y > pen.high;
+      shape(paths[point.s], beyond ? "regressed" : "", pen.x(point.x), beyond ? pen.top + 6 * pen.ratio : pen.y(point.y), beyond ? size * 1.2 : size);
     }
     paths.forEach((path, s) => fill(pen, colours[s], 0.75, path));
   }
@@ -305,8 +307,9 @@
   function byIteration(view, phase, figure) {
     const points = iterations(phase).flatMap((samples, x) => {
       const slowest = Math.max(...samples);
-      const half = { x, y: median(samples), s: 1, what: "median over ranks" };
-      const most = { x, y: slowest, s: 0, what: `slowest: rank ${samples.indexOf(slowest)}` };
+      const outside = x < phase.leading_dropped;
+      const half = { x, y: median(samples), s: 1, outside, what: "median over ranks" };
+      const most = { x, y: slowest, s: 0, outside, what: `slowest: rank ${samples.indexOf(slowest)}` };
       return samples.length > 1 ? [most, half] : [most];
     });
     new Chart(figure, {
@@ -337,8 +340,8 @@
     const points = counts.map((y, bin) => ({ x: low + (bin + 0.5) * width, y, low: 0, s: 0, bin }));
     new Chart(figure, {
       points, height: 270, xEdges: [low - width, low + (count + 1) * width], xLabel: "slowest rank of an iteration, µs", yLabel: "iterations",
-      series: [{ label: "iterations", colour: "plot-1" }], yEdges: () => [0],
-      under: (pen) => {
+      series: [{ label: "iterations", colour: "plot-1" }], yEdges: [0], yWhole: true,
+      over: (pen) => {
         const path = new Path2D();
         for (const point of points) {
           if (point.y) path.rect(pen.x(point.x - width * 0.47), pen.y(point.y), pen.x(point.x + width * 0.47) - pen.x(point.x - width * 0.47), pen.y(0) - pen.y(point.y));
