@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
+from regress_db.queries import DEFAULT_METRIC
 from regress_db.web.links import Links, series_text
 from regress_db.web.views.night import Cell
 from regress_db.web.views.nightruns import Trouble
-from regress_db.web.views.series import SeriesView
+from regress_db.web.views.series import Line, SeriesView
 from regress_db.web.views.shared import SeriesName
 from regress_db.web.views.sides import BackendNumbers
 from regress_db.wording import interval, latency, percent, size
@@ -83,6 +84,15 @@ def overlay(links: Links, lines: Iterable[BackendNumbers]) -> str:
     return links.series(*(SeriesName(case=one.case, phase=one.phase, platform=one.platform) for one in lines))
 
 
+def leading(lines: Iterable[Line]) -> list[Line]:
+    """One line of each series: the others are more metrics of it, and its change points are the same."""
+    found: dict[int, Line] = {}
+    for line in lines:
+        if line.asked not in found or line.metric == DEFAULT_METRIC:
+            found[line.asked] = line
+    return list(found.values())
+
+
 def from_seconds(at: float) -> datetime:
     """A moment of a plot."""
     return datetime.fromtimestamp(at, UTC)
@@ -142,6 +152,7 @@ FUNCTIONS = {
     "series_name": series_name,
     "with_series": with_series,
     "overlay": overlay,
+    "leading": leading,
     "reach": reach,
     "change_bar": change_bar,
 }

@@ -117,7 +117,11 @@
       const next = byLine[s].find((point) => point.at >= at);
       return next ? next.x - 0.5 : (byLine[s].at(-1) ?? { x: 0 }).x + 0.5;
     };
-    const changes = view.lines.flatMap((line, s) => line.changes.map((change) => ({ ...change, s, x: on(s, change.at) })));
+    /* Of several metrics of one series, one line has the baseline and the change points, which are the same for all. */
+    const leads = new Map();
+    view.lines.forEach((line, s) => { if (!leads.has(line.asked) || line.metric === "latency_us") leads.set(line.asked, s); });
+    const leading = new Set(leads.values());
+    const changes = view.lines.flatMap((line, s) => (leading.has(s) ? line.changes : []).map((change) => ({ ...change, s, x: on(s, change.at) })));
     const marks = [
       ...view.marks.map((mark) => ({ x: on(mark.line, mark.at), edge: "bottom", kind: "◆", lines: ["Environment changed, " + moment(mark.at), mark.words] })),
       ...view.notes.map((note) => {
@@ -130,11 +134,12 @@
     function under(pen) {
       view.lines.forEach((line, s) => {
         const { band } = line;
-        if (band) {
+        if (band && leading.has(s)) {
           const path = new Path2D();
+          const [colour, alpha] = leading.size > 1 ? [lineColour(s), 0.1] : ["edge", 0.22];
           path.rect(pen.left, pen.y(band.high), pen.width, pen.y(band.low) - pen.y(band.high));
-          fill(pen, view.lines.length > 1 ? lineColour(s) : "edge", view.lines.length > 1 ? 0.1 : 0.22, path);
-          stroke(pen, view.lines.length > 1 ? lineColour(s) : "edge", 1, level(pen, pen.from, pen.to, band.value), [6, 4]);
+          fill(pen, colour, alpha, path);
+          stroke(pen, colour, 1, level(pen, pen.from, pen.to, band.value), [6, 4]);
         }
         const around = byLine[s].filter((point) => point.low !== point.high && point.x >= pen.from && point.x <= pen.to);
         if (!around.length) return;

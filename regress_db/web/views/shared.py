@@ -66,10 +66,11 @@ def parts_of(key: str) -> dict[str, str]:
 
 
 def in_common(keys: Iterable[str]) -> dict[str, str]:
-    """The fields on which all these keys agree, so that a table says them once; none where a key has no fields."""
+    """The fields on which all these keys agree, so that a table says them once. A key that has none has no say: it is
+    shown whole.
+    """
     common: dict[str, str] | None = None
-    for key in keys:
-        parts = parts_of(key)
+    for parts in filter(None, map(parts_of, keys)):
         common = parts if common is None else {name: one for name, one in common.items() if parts.get(name) == one}
     return common or {}
 
