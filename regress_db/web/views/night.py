@@ -31,6 +31,8 @@ from regress_db.wording import AUTO, SIGNS
 Tone = Literal["bad", "open", "good"]
 News = Literal["new", "recovered", "first", ""]
 
+NEWS: tuple[News, ...] = ("new", "recovered", "first")
+
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One series on the night; numbers as in `regress_db.nightverdict.SeriesVerdict`, changes relative (0.1: 10 %).
@@ -180,7 +182,7 @@ def gather(history: History, night_id: str, chosen: Chosen = EVERYTHING, *, comm
     """
     filters = filters_of(chosen.cases)
     with history.read() as connection:
-        name = _newest_judged(connection) if night_id == lookup.LATEST else night_id
+        name = newest_judged(connection) if night_id == lookup.LATEST else night_id
     verdict = stored_verdict(history, name)
     with history.read() as connection:
         night = lookup.night(connection, verdict.night)
@@ -292,7 +294,8 @@ def _is_chosen(one: SeriesVerdict, cell: Cell, chosen: Chosen, filters: Sequence
     return accepted(filters, one.case, one.platform_key)
 
 
-def _newest_judged(connection: Connection) -> str:
+def newest_judged(connection: Connection) -> str:
+    """The id of the newest night that was judged. Raises `NotFoundError` where there is none yet."""
     newest = select(NIGHTS.c.name).where(NIGHTS.c.judged_at.is_not(None)).order_by(*lookup.NEWEST_NIGHT_FIRST).limit(1)
     found = connection.execute(newest).scalar()
     if found is None:

@@ -7,12 +7,13 @@ import importlib.util
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
+from regress_db.errors import NotFoundError
 from regress_db.history import History
 from regress_db.triage import Decision, decisions
-from regress_db.web.views.shared import NoteLine
+from regress_db.web.views.shared import NoteLine, SeriesName
 
 _ACKNOWLEDGED = "acknowledged"
 
@@ -72,3 +73,13 @@ def acknowledged_on(history: History, when: datetime) -> Acknowledged:
         if one.decision == _ACKNOWLEDGED and (until is None or until >= when.date()):
             found[one.case].append(one)
     return Acknowledged(found)
+
+
+def acknowledge(history: History, names: Sequence[SeriesName], *, who: str, why: str, until: date | None) -> None:
+    """Let the open regressions of these series pass until then, as `epwatch ack` does."""
+    triage = importlib.import_module("regress_db.triage")
+    if not hasattr(triage, "acknowledge_series"):
+        raise NotFoundError("this epwatch cannot acknowledge regressions")
+    for phase in sorted({name.phase for name in names}):
+        series = {(name.case, name.platform) for name in names if name.phase == phase}
+        triage.acknowledge_series(history, series, who=who, why=why, until=until, phase=phase)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import get_args
 
 from sqlalchemy import Connection, select
 
@@ -33,6 +34,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "percentiles": ("p50_us", "p95_us", "p99_us"),
 }
 """Metrics that are asked for by one name and drawn together."""
+
+BY: tuple[PointsBy, ...] = get_args(PointsBy)
 
 MOST_SERIES = 12
 """So many can be told apart in one plot."""
