@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import secrets
 import socket
 from pathlib import Path
@@ -86,9 +87,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        raise ServeError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; choose with --host and --port"
-        ) from None
+        why = error.strerror if isinstance(error, socket.gaierror) or not error.errno else os.strerror(error.errno)
+        raise ServeError(f"cannot listen on {host} port {port}: {why}; choose with --host and --port") from None
 
 
 def _token(file: Path | None) -> str:

@@ -377,6 +377,11 @@ def _news(verdict: Verdict, before: Verdict | None) -> News:
     return "new" if verdict in _BAD else "recovered"
 
 
+def badness(cell: Cell) -> tuple[int, bool, float]:
+    """Sort key: as of the verdict that the cell shows."""
+    return WORST_FIRST.index(cell.verdict), bool(cell.waiver), -(cell.effect or 0.0)
+
+
 def _rows(shown: Sequence[tuple[SeriesVerdict, Cell]], common: Mapping[str, str]) -> list[Row]:
     of_case: dict[tuple[str, str], list[tuple[SeriesVerdict, Cell]]] = defaultdict(list)
     for one, cell in sorted(shown, key=lambda pair: pair[0].badness):

@@ -25,9 +25,10 @@ class MetricLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportSeries(msgspec.Struct, frozen=True, kw_only=True):
-    """One series: its past with this night last, its metrics on the night. folded: whether it opens on request only.
+    """One series: its past with this night last (None where it ran nowhere), its metrics on the night.
 
-    headline: the byte count that its bandwidth is of. command: what measures it again.
+    folded: whether it opens on request only. headline: the byte count that its bandwidth is of. command: what measures
+    it again.
     """
 
     case: str
@@ -37,7 +38,7 @@ class ReportSeries(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
     warnings: list[str]
     folded: bool
-    past: SeriesView
+    past: SeriesView | None
     metrics: list[MetricLine]
     headline: str
     command: str

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, or_, select
 
 from harness.case import PHASES
 from regress_db import definitions, lookup, samples
@@ -38,7 +38,7 @@ def gather(history: History, run: str) -> RunView:
             select(RUNS.c.case_id, RUNS.c.platform_id, RUNS.c.night_id, RUNS.c.started_at).where(RUNS.c.id == number)
         ).one()
         judged = _judged(connection, of_series.night_id, of_series.case_id, of_series.platform_id)
-        base = _Baseline.of(connection, number, of_series.case_id, of_series.platform_id, judged)
+        base = _Baseline.of(connection, of_series.night_id, of_series.case_id, of_series.platform_id, judged)
         neighbours = [
             connection.execute(
                 select(RUNS.c.run_id)
@@ -119,14 +119,17 @@ class _Baseline:
 
     @classmethod
     def of(
-        cls, connection: Connection, number: int, case: int, platform: int, judged: Mapping[str, _Judged]
+        cls, connection: Connection, night: int | None, case: int, platform: int, judged: Mapping[str, _Judged]
     ) -> _Baseline:
-        """The baseline of the run with this row number."""
+        """What the runs of this series on this night were compared with; none of them are in it."""
         said = next(iter(judged.values()), None)
         if said is None or said.against is None:
             return _NO_BASELINE
         members = select(RUNS.c.id, RUNS.c.run_id, RUNS.c.environment_id).where(
-            RUNS.c.case_id == case, RUNS.c.platform_id == platform, RUNS.c.outcome == "ok", RUNS.c.id != number
+            RUNS.c.case_id == case,
+            RUNS.c.platform_id == platform,
+            RUNS.c.outcome == "ok",
+            or_(RUNS.c.night_id.is_(None), RUNS.c.night_id != night),
         )
         words = f"baseline {said.against}"
         if said.baseline_id is not None:

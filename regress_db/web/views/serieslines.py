@@ -96,8 +96,12 @@ def gather(history: History, asked: Asked) -> SeriesView:
                         label=_label(name, metric, [each for each, _ in wanted], common, len(metrics) > 1),
                         asked=place,
                         points=_cut(points, asked.since, asked.until),
-                        band=band_of(connection, one.runs, one.said, values),
-                        changes=with_levels(changes, points),
+                        band=band_of(connection, _before(one.runs, asked.until), one.said, values),
+                        changes=[
+                            change
+                            for change in with_levels(changes, points)
+                            if _is_within(change.at, asked.since, asked.until)
+                        ],
                     )
                 )
     first, last = asked.since, asked.until
@@ -257,6 +261,11 @@ def _cut(points: Points, first: datetime | None, last: datetime | None) -> Point
         return points
     kept = [place for place, at in enumerate(points.at) if _is_within(at, first, last)]
     return Points(**{name: [getattr(points, name)[place] for place in kept] for name in Points.__struct_fields__})
+
+
+def _before(runs: Sequence[PointRun], last: datetime | None) -> Sequence[PointRun]:
+    """The runs before `last`."""
+    return runs if last is None else [run for run in runs if run.started_at < last]
 
 
 def _is_within(at: float, first: datetime | None, last: datetime | None) -> bool:
