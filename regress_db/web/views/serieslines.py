@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import get_args
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Text, cast, select
 
 from harness.case import PHASES, Phase
 from regress_db import definitions
@@ -21,7 +21,7 @@ from regress_db.errors import FilterError, NotFoundError
 from regress_db.history import History
 from regress_db.metrics import RUN_VALUE_METRIC
 from regress_db.queries import DEFAULT_METRIC, metric_numbers
-from regress_db.schema import ENVIRONMENTS, METRICS, NIGHTS, RUN_VALUES, RUNS, VERDICTS
+from regress_db.schema import ENVIRONMENTS, METRICS, NIGHTS, RUN_RANKS, RUN_VALUES, RUNS, VERDICTS
 from regress_db.web.views import asked as asking
 from regress_db.web.views.asked import Pair
 from regress_db.web.views.people import notes_of
@@ -43,7 +43,6 @@ MOST_SERIES = 12
 _INTERVALS = {"latency_us": ("latency_min_us", "latency_max_us")}
 _WORDS = {"ranks": "latency: fastest, average and slowest rank", "percentiles": "latency: median, p95 and p99"}
 _BESIDE = ("backend", "dtype", "ranks", "nodes", "experts", "combine")
-_ROWS_AT_ONCE = 10_000
 _HEAD = 12
 
 
@@ -81,9 +80,11 @@ def gather(history: History, asked: Asked) -> SeriesView:
         lines: list[Line] = []
         marks: list[Mark] = []
         common = in_common(name.case for name, _ in wanted)
-        for place, ((name, _), one) in enumerate(zip(wanted, read, strict=True)):
-            marks += marks_of(connection, one.runs, len(lines))
-            changes = changes_of(history, name)
+        for place, ((name, pair), one) in enumerate(zip(wanted, read, strict=True)):
+            marks += marks_of(connection, one.runs, one.contents, one.nodes, len(lines))
+            changes = changes_of(
+                connection, pair, name.phase, one.runs, one.values.get(RUN_VALUE_METRIC, {}), one.nodes
+            )
             for metric in metrics:
                 values = one.values.get(metric, {})
                 points = _points(one, metric, asked.by)
@@ -151,50 +152,58 @@ def _wanted(connection: Connection, asked: Asked, unknown: list[str]) -> list[tu
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """The ok runs of a series, oldest first, its values by metric and row number, and what was said of its nights."""
+    """The ok runs of a series, oldest first, its values by metric and row number, and what was said of its nights.
+
+    contents: environments in JSON, by row number. nodes: row numbers of the machines of each run. Each in one pass over
+    an index: of ten years, a pass takes a tenth of what an answer may.
+    """
 
     runs: list[PointRun]
     values: dict[str, dict[int, float]]
     said: dict[int, Said]
+    contents: dict[int, str]
+    nodes: dict[int, list[int]]
 
     @classmethod
     def of(cls, connection: Connection, pair: Pair, phase: Phase, metrics: Sequence[str]) -> _Read:
-        names = {*metrics, *(bound for metric in metrics for bound in _INTERVALS.get(metric, ()))}
+        bounds = (bound for metric in metrics for bound in _INTERVALS.get(metric, ()))
+        names = {*metrics, *bounds, RUN_VALUE_METRIC}
         numbers = {
             row.id: row.name
             for row in connection.execute(
                 select(METRICS.c.id, METRICS.c.name).where(METRICS.c.phase == phase, METRICS.c.name.in_(names))
             )
         }
-        of_series = (RUNS.c.case_id == pair.case_id, RUNS.c.platform_id == pair.platform_id, RUNS.c.outcome == "ok")
-        runs = [
-            PointRun(*row)
-            for row in connection.execute(
+        of_series = (RUNS.c.case_id == pair.case_id, RUNS.c.platform_id == pair.platform_id)
+        environments = {
+            number: (commit, digest, content)
+            for number, commit, digest, content in connection.execute(
                 select(
-                    RUNS.c.id,
-                    RUNS.c.run_id,
-                    RUNS.c.started_at,
-                    RUNS.c.night_id,
-                    NIGHTS.c.name,
-                    RUNS.c.environment_id,
-                    ENVIRONMENTS.c.commit,
-                    ENVIRONMENTS.c.digest,
-                )
-                .join(ENVIRONMENTS, ENVIRONMENTS.c.id == RUNS.c.environment_id)
-                .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
-                .where(*of_series)
-                .order_by(RUNS.c.started_at, RUNS.c.id)
-            )
-        ]
-        values: dict[str, dict[int, float]] = defaultdict(dict)
-        rows = connection.execute(
+                    ENVIRONMENTS.c.id, ENVIRONMENTS.c.commit, ENVIRONMENTS.c.digest, cast(ENVIRONMENTS.c.content, Text)
+                ).where(ENVIRONMENTS.c.id.in_(select(RUNS.c.environment_id).where(*of_series)))
+            ).all()
+        }
+        runs = connection.execute(
+            select(RUNS.c.id, RUNS.c.run_id, RUNS.c.started_at, RUNS.c.night_id, NIGHTS.c.name, RUNS.c.environment_id)
+            .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
+            .where(*of_series, RUNS.c.outcome == "ok")
+            .order_by(RUNS.c.started_at, RUNS.c.id)
+        ).all()
+        values: dict[str, dict[int, float]] = {name: {} for name in numbers.values()}
+        for run, metric, value in connection.execute(
             select(RUN_VALUES.c.run, RUN_VALUES.c.metric, RUN_VALUES.c.value)
             .join(RUNS, RUNS.c.id == RUN_VALUES.c.run)
             .where(RUN_VALUES.c.metric.in_(numbers), *of_series)
-        )
-        for part in rows.partitions(_ROWS_AT_ONCE):
-            for run, metric, value in part:
-                values[numbers[metric]][run] = value
+        ).all():
+            values[numbers[metric]][run] = value
+        nodes: dict[int, list[int]] = defaultdict(list)
+        for run, node in connection.execute(
+            select(RUN_RANKS.c.run, RUN_RANKS.c.node_id)
+            .distinct()
+            .join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
+            .where(*of_series)
+        ).all():
+            nodes[run].append(node)
         said = connection.execute(
             select(
                 VERDICTS.c.night_id,
@@ -209,8 +218,14 @@ class _Read:
                 VERDICTS.c.platform_id == pair.platform_id,
                 VERDICTS.c.phase == phase,
             )
+        ).all()
+        return cls(
+            runs=[PointRun(*row, *environments[row[-1]][:2]) for row in runs],
+            values=values,
+            said={row[0]: Said(*row) for row in said},
+            contents={number: content for number, (_, _, content) in environments.items()},
+            nodes=nodes,
         )
-        return cls(runs, values, {row.night_id: Said(*row) for row in said})
 
 
 def _points(read: _Read, metric: str, by: PointsBy) -> Points:
@@ -221,30 +236,27 @@ def _points(read: _Read, metric: str, by: PointsBy) -> Points:
     for run in read.runs:
         if run.number in values:
             groups[_group(run, by)].append(run)
-    points = Points(
-        **{name: [] for name in ("at", "value", "low", "high", "runs", "run_id", "night", "commit", "environment")},
-        verdict=[],
-        effect=[],
+    held = [[values[run.number] for run in runs] for runs in groups.values()]
+    lows, highs = [min(of_point) for of_point in held], [max(of_point) for of_point in held]
+    if bounds:
+        for place, (runs, (value, *more)) in enumerate(zip(groups.values(), held, strict=True)):
+            if not more:
+                lows[place], highs[place] = (bound.get(runs[0].number, value) for bound in bounds)
+    newest = [runs[-1] for runs in groups.values()]
+    said = [read.said.get(run.night_id or 0) for run in newest]
+    return Points(
+        at=[runs[0].started_at.timestamp() for runs in groups.values()],
+        value=[of_point[0] if len(of_point) == 1 else statistics.median(of_point) for of_point in held],
+        low=lows,
+        high=highs,
+        runs=[len(of_point) for of_point in held],
+        run_id=[run.run_id for run in newest],
+        night=[run.night or "" for run in newest],
+        commit=[run.commit for run in newest],
+        environment=[run.digest[:_HEAD] for run in newest],
+        verdict=[one.verdict if one else "" for one in said],
+        effect=[one.effect if one else None for one in said],
     )
-    for runs in groups.values():
-        held = [values[run.number] for run in runs]
-        low, high = min(held), max(held)
-        if len(runs) == 1 and bounds:
-            low, high = (bound.get(runs[0].number, held[0]) for bound in bounds)
-        newest = runs[-1]
-        said = read.said.get(newest.night_id or 0)
-        points.at.append(runs[0].started_at.timestamp())
-        points.value.append(held[0] if len(held) == 1 else statistics.median(held))
-        points.low.append(low)
-        points.high.append(high)
-        points.runs.append(len(runs))
-        points.run_id.append(newest.run_id)
-        points.night.append(newest.night or "")
-        points.commit.append(newest.commit)
-        points.environment.append(newest.digest[:_HEAD])
-        points.verdict.append(said.verdict if said else "")
-        points.effect.append(said.effect if said else None)
-    return points
 
 
 def _group(run: PointRun, by: PointsBy) -> object:

@@ -9,21 +9,19 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, func, select
+import msgspec
+from sqlalchemy import Connection, select
 
-from regress_db import lookup
-from regress_db.changes import ChangeLine, changes
+from harness.case import Phase
+from regress_db.changes import ChangeLine, SeriesRun, changes_of_series
 from regress_db.environments import Difference, differences
-from regress_db.errors import NotFoundError
-from regress_db.filters import Filter
-from regress_db.history import History
-from regress_db.schema import BASELINE_RUNS, BASELINES, NIGHTS, NODES, RUN_RANKS
-from regress_db.selection import Selection
-from regress_db.web.views.nightruns import environment_contents
+from regress_db.metrics import RUN_VALUE_METRIC
+from regress_db.schema import BASELINE_RUNS, BASELINES, METRICS, NIGHTS, NODES
+from regress_db.web.views.asked import Pair
 from regress_db.web.views.series import Band, Change, Mark, Points
-from regress_db.web.views.shared import SeriesName, facts
+from regress_db.web.views.shared import facts
 from regress_db.wording import interval, percent
 
 _CODE = "code"
@@ -94,14 +92,27 @@ def band_of(
     )
 
 
-def changes_of(history: History, name: SeriesName) -> list[ChangeLine]:
+def changes_of(
+    connection: Connection,
+    pair: Pair,
+    phase: Phase,
+    runs: Sequence[PointRun],
+    run_values: Mapping[int, float],
+    nodes: Mapping[int, Sequence[int]],
+) -> list[ChangeLine]:
     """The change points of the series' run value, oldest first."""
-    chosen = Selection(filters=(Filter("case", "=", (name.case,)), Filter("platform", "=", (name.platform,))))
-    try:
-        found = changes(history, chosen, phase=name.phase, kinds=("step", "drift", "transient"))
-    except NotFoundError:
+    metric = connection.execute(
+        select(METRICS.c.id).where(METRICS.c.phase == phase, METRICS.c.name == RUN_VALUE_METRIC)
+    ).scalar_one_or_none()
+    if metric is None:
         return []
-    return [one for one in reversed(found) if (one.case, one.platform) == (name.case, name.platform)]
+    counted = (
+        SeriesRun(run.number, run.started_at, run.night_id, run.environment, run_values[run.number])
+        for run in runs
+        if run_values.get(run.number, 0) > 0
+    )
+    machines = {run: (min(on), max(on)) for run, on in nodes.items()}
+    return changes_of_series(connection, (pair.case_id, pair.platform_id, metric), phase, counted, machines)
 
 
 def with_levels(found: Sequence[ChangeLine], points: Points) -> list[Change]:
@@ -150,62 +161,68 @@ def _sentence(one: ChangeLine) -> str:
     )
 
 
-def marks_of(connection: Connection, runs: Sequence[PointRun], line: int) -> list[Mark]:
-    """Where another environment began, its code apart, or a machine came in on which the series had not run before."""
-    turns = [(before, after) for before, after in itertools.pairwise(runs) if before.environment != after.environment]
-    contents = environment_contents(connection, {run.environment for pair in turns for run in pair})
-    hosts = _new_hosts(connection, runs)
-    changed = {
-        after.number: _but_code(contents[before.environment], contents[after.environment]) for before, after in turns
-    }
+def marks_of(
+    connection: Connection,
+    runs: Sequence[PointRun],
+    contents: Mapping[int, str],
+    nodes: Mapping[int, Sequence[int]],
+    line: int,
+) -> list[Mark]:
+    """Where another environment began, its code apart, or a machine came in on which the series had not run before.
+
+    contents: environments in JSON, by row number. nodes: row numbers of the machines of each run.
+    """
+    hosts = _new_hosts(connection, runs, nodes)
+    sections = {number: _sections(content) for number, content in contents.items()}
     marks = []
-    for run in runs:
-        found = [*changed.get(run.number, ()), *hosts.get(run.number, ())]
+    for before, after in itertools.pairwise(runs):
+        found = _but_code(sections[before.environment], sections[after.environment])
+        found += hosts.get(after.number, ())
         if found:
             marks.append(
                 Mark(
-                    at=run.started_at.timestamp(), line=line, run_id=run.run_id, facts=facts(found), words=_words(found)
+                    at=after.started_at.timestamp(),
+                    line=line,
+                    run_id=after.run_id,
+                    facts=facts(found),
+                    words=_words(found),
                 )
             )
     return marks
 
 
-def _but_code(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
+_sections = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+"""An environment's sections, each still in JSON: two that are alike need not be looked into."""
+
+
+def _but_code(before: Mapping[str, msgspec.Raw], after: Mapping[str, msgspec.Raw]) -> list[Difference]:
     """Where two environments differ; equal sections are not looked into."""
-    sections = [name for name in {**before, **after} if name != _CODE and before.get(name) != after.get(name)]
-    return (
-        differences(*({name: side[name] for name in sections if name in side} for side in (before, after)))
-        if sections
-        else []
-    )
+    if before is after:
+        return []
+    names = [name for name in {**before, **after} if name != _CODE and before.get(name) != after.get(name)]
+    sides = ({name: msgspec.json.decode(side[name]) for name in names if name in side} for side in (before, after))
+    return differences(*sides) if names else []
 
 
-def _new_hosts(connection: Connection, runs: Sequence[PointRun]) -> dict[int, list[Difference]]:
+def _new_hosts(
+    connection: Connection, runs: Sequence[PointRun], nodes: Mapping[int, Sequence[int]]
+) -> dict[int, list[Difference]]:
     """By run, the machines that it was the first of the series to run on; none for the first run."""
-    numbers = {run.number for run in runs}
-    spans: dict[int, tuple[int, int]] = {}
-    for piece in lookup.chunks(sorted(numbers)):
-        rows = connection.execute(
-            select(RUN_RANKS.c.run, func.min(RUN_RANKS.c.node_id), func.max(RUN_RANKS.c.node_id))
-            .where(RUN_RANKS.c.run.in_(piece))
-            .group_by(RUN_RANKS.c.run)
-        )
-        spans |= {run: (first, last) for run, first, last in rows}
     seen: set[int] = set()
     fresh: dict[int, set[int]] = {}
     for run in runs:
-        here = set(spans.get(run.number, ()))
+        here = set(nodes.get(run.number, ()))
         if seen and here - seen:
             fresh[run.number] = here - seen
         seen |= here
-    wanted = {node for nodes in fresh.values() for node in nodes}
+    wanted = {node for those in fresh.values() for node in those}
     names = {
         row.id: row.hostname
         for row in connection.execute(select(NODES.c.id, NODES.c.hostname).where(NODES.c.id.in_(wanted)))
     }
     return {
-        number: [Difference("hosts", None, ", ".join(sorted(names[node] for node in nodes)))]
-        for number, nodes in fresh.items()
+        number: [Difference("hosts", None, ", ".join(sorted(names[node] for node in those)))]
+        for number, those in fresh.items()
     }
 
 
