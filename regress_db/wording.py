@@ -1,6 +1,6 @@
 """Verdicts in plain words with numbers: one sentence that the table, the report and the pytest gate all show.
 
-Pure. Called by `regress_db.verdicts`; the formats of single numbers are used by `regress_db.report` as well.
+Pure. Called by `regress_db.verdicts`; the formats of single numbers are used by the pages of `regress_db.web` as well.
 """
 
 from __future__ import annotations

@@ -92,8 +92,9 @@ def _answered(request: Request, view: Answer, title: str, form: str, status: int
         return _sent(msgspec.json.encode(view), _JSON, status)
     if form == "csv":
         return _sent(as_csv(view), _CSV, status)
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    links = Links("../" * (path.count("/") - 1), path.strip("/"), request.url.query)
+    # As the browser has it: an escaped slash within an id is no level.
+    written = request.scope["raw_path"].decode("ascii").removeprefix(request.scope.get("root_path", ""))
+    links = Links("../" * (written.count("/") - 1), written.strip("/"), request.url.query)
     return _sent(pages.page(view, links, title=title), "text/html; charset=utf-8", status)
 
 

@@ -33,8 +33,8 @@ def series_of(text: str) -> SeriesName | None:
 class Links:
     """Links of the server's pages. Each returns an address that a template may put into `href`, "" where none leads.
 
-    root: what leads from the page to `/` ("../" for one below it). here: the page's own path and query from there,
-    without what says the format.
+    root: what leads from the page to `/` ("../" for one below it). here, query: the page's own path and
+    query from there, as the address has them, without what says the format.
     """
 
     def __init__(self, root: str = "", here: str = "", query: str = "") -> None:
@@ -101,7 +101,7 @@ class Links:
     def as_format(self, form: str) -> str:
         """This page as `json` or `csv`, with the same query."""
         query = f"?{self._query}" if self._query else ""
-        return f"{self.root}{quote(self._here or 'nights/latest')}.{form}{query}"
+        return f"{self.root}{self._here or 'nights/latest'}.{form}{query}"
 
 
 class ReportLinks(Links):
