@@ -96,7 +96,7 @@ window.epwatch = window.epwatch || {};
      outside: the scale of y does not stretch for it, it is told at the edge); series:
      {label, colour, line}; time, xLabel, yLabel, xValues, log, height; under, over: drawings below and above the points;
      say(point): lines for the hover box; href(point): where it leads to, "" for nowhere; marks: {x, lines, edge}, told
-     where the pointer is near the mark's edge. */
+     where the pointer is near the mark's edge; together: keys walk through all points as if of one series. */
   function Chart(figure, spec) {
     this.figure = figure;
     this.spec = spec;
@@ -220,8 +220,9 @@ window.epwatch = window.epwatch || {};
       touch = event.pointerType === "touch";
       shownBefore = this.chosen;
     });
-    this.box.addEventListener("mousedown", () => { this.byKey = false; });
-    this.box.addEventListener("mousemove", () => { this.byKey = false; });
+    // Before uPlot sees them.
+    this.box.addEventListener("mousedown", () => { this.byKey = false; }, true);
+    this.box.addEventListener("mousemove", () => { this.byKey = false; }, true);
     this.box.addEventListener("click", (event) => {
       if (!this.plot.over.contains(event.target) || this.chosen < 0) return;
       // A finger has no hover: the first touch tells, the second opens.
@@ -322,9 +323,10 @@ window.epwatch = window.epwatch || {};
   Chart.prototype.key = function (event) {
     const { points, series } = this.spec;
     const now = points[this.chosen];
+    const own = now && !this.spec.together ? now.s : undefined;
     let place = this.chosen;
     const by = (times, direction) => {
-      for (let time = 0; time < times; time += 1) place = this.step(place, direction, now && now.s);
+      for (let time = 0; time < times; time += 1) place = this.step(place, direction, own);
     };
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     switch (event.key) {
@@ -332,11 +334,11 @@ window.epwatch = window.epwatch || {};
       case "ArrowLeft": now ? by(1, -1) : (place = this.step(points.length, -1)); break;
       case "PageDown": by(10, 1); break;
       case "PageUp": by(10, -1); break;
-      case "Home": place = this.step(-1, 1, now && now.s); break;
-      case "End": place = this.step(points.length, -1, now && now.s); break;
+      case "Home": place = this.step(-1, 1, own); break;
+      case "End": place = this.step(points.length, -1, own); break;
       case "ArrowUp":
       case "ArrowDown": {
-        if (!now || series.length < 2) return;
+        if (own === undefined || series.length < 2) return;
         const other = (now.s + (event.key === "ArrowUp" ? -1 : 1) + series.length) % series.length;
         const [before, after] = [this.step(place, -1, other), this.step(place, 1, other)];
         const distance = (one) => (points[one].s === other ? Math.abs(points[one].x - now.x) : Infinity);
@@ -355,7 +357,7 @@ window.epwatch = window.epwatch || {};
     const { min, max } = this.plot.scales.x;
     if (points[place].x < min || points[place].x > max) {
       const half = (max - min) / 2;
-      this.plot.setScale("x", { min: points[place].x - half, max: points[place].x + half });
+      this.showX(points[place].x - half, points[place].x + half);
     }
     this.choose(place, true);
   };
@@ -367,8 +369,14 @@ window.epwatch = window.epwatch || {};
     const half = ((max - min) / 2) * factor;
     const [first, last] = [points[0].x, points.at(-1).x];
     const whole = half * 2 >= last - first;
-    this.plot.setScale("x", whole ? { min: first, max: last } : { min: centre - half, max: centre + half });
+    if (whole) this.showX(first, last);
+    else this.showX(centre - half, centre + half);
     this.choose(this.chosen);
+  };
+
+  /* At once, so that what follows finds points where they are now. */
+  Chart.prototype.showX = function (min, max) {
+    this.plot.batch(() => this.plot.setScale("x", { min, max }));
   };
 
   Chart.prototype.open = function () {

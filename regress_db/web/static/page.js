@@ -45,7 +45,9 @@
     const rows = [...document.querySelectorAll(form.dataset.rows)];
     const fields = [...form.elements].filter((field) => field.name);
     const said = form.querySelector(".say");
-    const nothing = document.querySelector(form.dataset.nothing);
+    const nothing = document.querySelector("#nothing");
+    // What a server would not know stands after the #, which it is never sent.
+    const inHash = "inHash" in form.dataset;
 
     function wanted() {
       return fields.map((field) => [field, field.value.trim()]).filter(([, value]) => value);
@@ -70,8 +72,10 @@
       if (nothing) nothing.hidden = shown > 0;
       if (!keep) return;
       const address = new URL(window.location.href);
-      for (const field of fields) address.searchParams.delete(field.name);
-      for (const [field, value] of asked) address.searchParams.append(field.name, value);
+      const chosen = inHash ? new URLSearchParams() : address.searchParams;
+      for (const field of fields) chosen.delete(field.name);
+      for (const [field, value] of asked) chosen.append(field.name, value);
+      if (inHash) address.hash = chosen.toString();
       try {
         window.history.replaceState(null, "", address);
       } catch {
@@ -80,9 +84,10 @@
     }
 
     function read() {
-      const { searchParams } = new URL(window.location.href);
+      const address = new URL(window.location.href);
+      const chosen = inHash ? new URLSearchParams(address.hash.slice(1)) : address.searchParams;
       for (const field of fields) {
-        const values = searchParams.getAll(field.name);
+        const values = chosen.getAll(field.name);
         if (field.options) field.value = [...field.options].map((one) => one.value).find((one) => one && values.includes(one)) ?? "";
         else field.value = values[0] ?? "";
       }
@@ -100,6 +105,12 @@
     read();
   }
 
+  /* The cell of a column in a row whose first cell may span several. */
+  function cellAt(row, column) {
+    let from = 0;
+    return [...row.cells].find((cell) => (from += cell.colSpan) > column);
+  }
+
   /* Tables that a click on a heading sorts: by `data-v` of the cells where they have it, else by their text. */
   function sortable(table) {
     const body = table.tBodies[0];
@@ -115,7 +126,7 @@
         for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
         heading.setAttribute("aria-sort", down === 1 ? "ascending" : "descending");
         const value = (row) => {
-          const cell = row.cells[column];
+          const cell = cellAt(row, column);
           const text = cell.dataset.v ?? cell.textContent.trim();
           return text !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
         };

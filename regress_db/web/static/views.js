@@ -277,7 +277,7 @@
     points.sort((one, other) => one.x - other.x);
     const host = new Map(view.ranks.map((place) => [place.rank, place.host]));
     new Chart(figure, {
-      points, height: 270, xEdges: [-0.6, phase.samples_us.length - 0.4],
+      points, height: 270, together: true, xEdges: [-0.6, phase.samples_us.length - 0.4],
       series: [{ label: "ranks", colour: "plot-1" }, { label: "slowest rank", colour: "plot-2" }, { label: "left out", colour: "plot-6" }],
       xLabel: "rank", xSpace: 26, yLabel: "latency, µs", xValues: (rank) => (Number.isInteger(rank) && rank >= 0 && rank < phase.samples_us.length ? String(rank) : ""),
       over: (pen) => {
