@@ -37,8 +37,8 @@ _BEGIN_WRITING = (
 _BEGIN_READING = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 
-def file_engine(path: Path, mode: str) -> Engine:
-    """An engine on one SQLite file; `mode` as for `backup.sqlite_uri`.
+def file_engine(path: Path, mode: str, read_only: bool = False) -> Engine:
+    """An engine on one SQLite file; `mode` as for `backup.sqlite_uri`. read_only: no statement can change it.
 
     synchronous=FULL: a record's file leaves the spool once its transaction is committed, so that commit must outlive
     a power cut; NORMAL in WAL mode does not promise that. Transactions are begun here and not by the driver, so that a
@@ -51,6 +51,7 @@ def file_engine(path: Path, mode: str) -> Engine:
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        connection.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
         return connection
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)

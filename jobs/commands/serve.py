@@ -48,8 +48,9 @@ def serve(
 ) -> None:
     """Show the history as a web page: last night, series through time, runs, nodes, triage.
 
-    Nothing can be changed through it but, with --allow-triage, what is acknowledged. Every page is also `.json` and
-    `.csv`; /openapi.json tells what they mean.
+    Nothing can be changed through it but, with --allow-triage, what is acknowledged; the history is opened for reading
+    alone, and one of an older schema is refused, not migrated. Every page is also `.json` and `.csv`; /openapi.json
+    tells what they mean.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -62,7 +63,8 @@ def serve(
     from regress_db.web.security import LOOPBACK_NAMES, is_loopback
 
     token = _token(token_file) if allow_triage else None
-    with open_history(db) as history, _listen(host, port) as listener:
+    opened = open_history(db, migrate_older=False, read_only=not allow_triage)
+    with opened as history, _listen(host, port) as listener:
         local = is_loopback(host)
         hosts = {*LOOPBACK_NAMES, host, *names} if local or names else set()
         shown = f"[{host}]" if ":" in host else host
