@@ -152,10 +152,10 @@ def measure(shape: Shape, path: Path, repeats: int) -> list[dict[str, object]]:
 @contextmanager
 def in_process(path: Path) -> Iterator[Ask]:
     """Asks the application itself, without a network."""
-    from regress_db.web.app import make_app
+    from regress_db.web.app import create_app
 
-    with History.open(path, create=False, migrate_older=False) as history, asyncio.Runner() as runner:
-        client = httpx.AsyncClient(transport=httpx.ASGITransport(make_app(history)), base_url="http://127.0.0.1")
+    with History.open(path, read_only=True) as history, asyncio.Runner() as runner:
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(create_app(history)), base_url="http://127.0.0.1")
 
         def ask(address: str) -> int:
             answer = runner.run(client.get(address))
