@@ -104,7 +104,7 @@ def test_a_run_shows_its_ranks_and_iterations(page, server):
     assert "iteration 0" in " ".join(iterations.press("Home"))
     assert "of 20 iterations" in histogram.press("Home")[0]
     assert page.locator("tr", has_text="latency_us").first.locator("td").last.inner_text()
-    assert "versions.driver" not in page.get_by_role("region", name="facts that differ").all_inner_texts()
+    assert "versions.driver" not in page.get_by_role("group", name="facts that differ").all_inner_texts()
 
 
 def test_a_finger_is_told_first_and_opens_with_the_second_touch(new_page, server):

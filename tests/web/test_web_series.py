@@ -87,9 +87,9 @@ def test_marks_tell_what_changed(chart):
 
 
 def test_what_marks_tell_stands_in_tables_too(chart):
-    changes = chart.page.get_by_role("region", name="change points")
+    changes = chart.page.get_by_role("group", name="change points")
     assert "+20." in changes.inner_text()
-    assert "versions.driver" in chart.page.get_by_role("region", name="changes of the environment").inner_text()
+    assert "versions.driver" in chart.page.get_by_role("group", name="changes of the environment").inner_text()
 
 
 def test_the_logarithm_is_switched_at_once_and_stands_in_the_address(chart):
@@ -107,7 +107,7 @@ def test_the_logarithm_is_switched_at_once_and_stands_in_the_address(chart):
 
 def test_the_points_are_a_table_on_request(chart):
     chart.page.get_by_text("The points as a table").click()
-    rows = chart.page.get_by_role("region", name="points", exact=True).locator("tbody tr")
+    rows = chart.page.get_by_role("group", name="points", exact=True).locator("tbody tr")
     assert rows.count() == 22
     assert "▲ regressed" in rows.first.inner_text()
     rows.first.get_by_role("link").click()

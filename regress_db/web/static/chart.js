@@ -10,6 +10,7 @@ window.epwatch = window.epwatch || {};
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const charts = new Set();
   const waiting = new Map();
+  let measured = false;
   let palette = {};
 
   function colour(name) {
@@ -393,7 +394,9 @@ window.epwatch = window.epwatch || {};
   /* Draw a chart when it is about to be seen; `make` returns it. Before a page is printed all are drawn. */
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting) start(entry.target);
-    if (charts.size && !performance.getEntriesByName("epwatch:drawn").length) performance.measure("epwatch:drawn", { start: 0 });
+    // uPlot draws once this has returned; the next frame shows it.
+    if (charts.size && !measured) window.requestAnimationFrame(() => performance.measure("epwatch:drawn", { start: 0 }));
+    measured ||= charts.size > 0;
   }, { rootMargin: "400px" });
 
   function start(figure) {

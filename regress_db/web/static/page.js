@@ -150,6 +150,15 @@
     window.addEventListener("pageshow", () => { for (const field of form.elements) field.disabled = false; });
   }
 
+  /* What a link of a report leads to may be folded away. */
+  function unfold() {
+    const target = document.getElementById(decodeURIComponent(window.location.hash.slice(1)));
+    for (let one = target && target.closest("details"); one; one = one.parentElement.closest("details")) one.open = true;
+    if (target) target.scrollIntoView();
+  }
+
+  window.addEventListener("hashchange", unfold);
+  if (document.querySelector("details.card[id]")) unfold();
   document.querySelectorAll("form[data-rows]").forEach(filters);
   document.querySelectorAll("form[data-submits]").forEach(submits);
   document.querySelectorAll("table[data-sortable]").forEach(sortable);

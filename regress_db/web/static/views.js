@@ -207,11 +207,12 @@
       say: (point) => seriesLines(view, point),
       href: (point) => toRun(view.lines[point.s].points.run_id[point.place]),
     });
-    const log = section.querySelector('form [name="log"]');
+    const log = section.querySelector('[name="log"]');
     if (log) {
       log.addEventListener("change", (event) => {
         event.stopPropagation();
         chart.setLog(log.checked);
+        if (!log.form) return;
         const address = new URL(window.location.href);
         if (log.checked) address.searchParams.set("log", "1");
         else address.searchParams.delete("log");
@@ -225,7 +226,7 @@
     const names = ["started, UTC", view.words + (view.unit ? ", " + view.unit : ""), "lowest", "highest", "runs", "verdict", "night", "commit", "run"];
     const box = epwatch.element("div", "scroll", details);
     box.tabIndex = 0;
-    box.setAttribute("role", "region");
+    box.setAttribute("role", "group");
     box.setAttribute("aria-label", "points");
     for (const line of view.lines) {
       const made = epwatch.element("table", "wide", box);
