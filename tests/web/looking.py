@@ -10,7 +10,9 @@ PLATFORM = "alps/Some GPU 3000/x8/nvlink"
 _INK = """canvas => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   const seen = new Set();
-  for (let place = 0; place < data.length; place += 4) if (data[place + 3]) seen.add(data[place] << 16 | data[place + 1] << 8 | data[place + 2]);
+  for (let place = 0; place < data.length; place += 4) {
+    if (data[place + 3]) seen.add(data[place] << 16 | data[place + 1] << 8 | data[place + 2]);
+  }
   return seen.size;
 }"""
 

@@ -140,9 +140,7 @@ def test_another_series_is_laid_over_it_and_arrows_change_between_them(page, ser
 def test_colours_follow_the_page_into_the_dark(chart):
     light = chart.figure.locator("canvas").evaluate("canvas => canvas.toDataURL()")
     chart.page.emulate_media(color_scheme="dark")
-    chart.page.wait_for_function(
-        "before => document.querySelector('canvas').toDataURL() !== before", arg=light
-    )
+    chart.page.wait_for_function("before => document.querySelector('canvas').toDataURL() !== before", arg=light)
 
 
 def test_a_series_is_found_by_words_of_its_key(page, server):
