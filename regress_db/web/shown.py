@@ -35,9 +35,9 @@ def columns(rows: Iterable[Mapping[str, str]]) -> list[str]:
     return [name for name in PARTS if name in there]
 
 
-def tip(cell: Cell) -> str:
-    """What the hover box of a cell says: all that is known of it, a line each."""
-    lines = [f"{cell.sign} {cell.verdict}", cell.sentence]
+def tip(cell: Cell, case: str) -> str:
+    """What the hover box of a cell says: all that is known of it, a line each. case: whose row it is in."""
+    lines = [f"{cell.sign} {cell.verdict}", cell.sentence.replace(f" of {case}", "", 1)]
     if cell.bandwidth_gbs is not None:
         lines.append(f"bandwidth {cell.bandwidth_gbs:.4g} GB/s per rank")
     if cell.cause:

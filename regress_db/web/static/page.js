@@ -157,6 +157,9 @@
     if (target) target.scrollIntoView();
   }
 
+  if (window.matchMedia("(max-width: 700px)").matches) {
+    for (const one of document.querySelectorAll("details.fold:not([data-keep])")) one.open = false;
+  }
   window.addEventListener("hashchange", unfold);
   if (document.querySelector("details.card[id]")) unfold();
   document.querySelectorAll("form[data-rows]").forEach(filters);

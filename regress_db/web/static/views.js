@@ -80,10 +80,10 @@
     return path;
   }
 
-  function level(pen, from, to, y) {
+  function slope(pen, from, low, to, high) {
     const path = new Path2D();
-    path.moveTo(pen.x(from), pen.y(y));
-    path.lineTo(pen.x(to), pen.y(y));
+    path.moveTo(pen.x(from), pen.y(low));
+    path.lineTo(pen.x(to), pen.y(high));
     return path;
   }
 
@@ -139,7 +139,7 @@
           const [colour, alpha] = leading.size > 1 ? [lineColour(s), 0.1] : ["edge", 0.22];
           path.rect(pen.left, pen.y(band.high), pen.width, pen.y(band.low) - pen.y(band.high));
           fill(pen, colour, alpha, path);
-          stroke(pen, colour, 1, level(pen, pen.from, pen.to, band.value), [6, 4]);
+          stroke(pen, colour, 1, slope(pen, pen.from, band.value, pen.to, band.value), [6, 4]);
         }
         const around = byLine[s].filter((point) => point.low !== point.high && point.x >= pen.from && point.x <= pen.to);
         if (!around.length) return;
@@ -164,17 +164,22 @@
       for (const change of changes) {
         const ofLine = byLine[change.s];
         const [before, after] = [changes.filter((one) => one.s === change.s && one.at < change.at).at(-1), changes.find((one) => one.s === change.s && one.at > change.at)];
-        const path = new Path2D();
         const [early, late] = [on(change.s, change.earliest_at), on(change.s, change.latest_at)];
-        path.rect(pen.x(early), pen.top, Math.max(pen.x(late) - pen.x(early), 0), pen.height);
-        fill(pen, "edge", 0.18, path);
         stroke(pen, "ink", 1, vertical(pen, change.x), [2, 3]);
-        const from = before ? before.x : (ofLine[0] ?? change).x;
-        const to = after ? after.x : (ofLine.at(-1) ?? change).x;
-        if (change.before !== null) stroke(pen, "ink", 1.5, level(pen, from, change.x, change.before));
-        if (change.after !== null) stroke(pen, "ink", 1.5, level(pen, change.x, to, change.after));
+        if (change.step === "drift") {
+          if (change.before !== null && change.after !== null) stroke(pen, "ink", 1.5, slope(pen, early, change.before, late, change.after));
+        } else {
+          const path = new Path2D();
+          path.rect(pen.x(early), pen.top, Math.max(pen.x(late) - pen.x(early), 0), pen.height);
+          fill(pen, "edge", 0.18, path);
+          const from = before ? before.x : (ofLine[0] ?? change).x;
+          const to = after ? after.x : (ofLine.at(-1) ?? change).x;
+          if (change.before !== null) stroke(pen, "ink", 1.5, slope(pen, from, change.before, change.x, change.before));
+          if (change.after !== null) stroke(pen, "ink", 1.5, slope(pen, change.x, change.after, to, change.after));
+        }
         const left = pen.x(change.x) > pen.left + pen.width * 0.85;
-        text(pen, percent(change.effect), pen.x(change.x) + (left ? -5 : 5) * pen.ratio, pen.top + 14 * pen.ratio, "ink", left ? "right" : "left");
+        const row = [...leading].indexOf(change.s);
+        text(pen, percent(change.effect), pen.x(change.x) + (left ? -5 : 5) * pen.ratio, pen.top + (14 + 14 * row) * pen.ratio, leading.size > 1 ? lineColour(change.s) : "ink", left ? "right" : "left");
       }
       const visible = points.filter((point) => point.y !== null && point.x >= pen.from && point.x <= pen.to);
       const size = Math.max(1.3, Math.min(3.4, pen.width / pen.ratio / Math.max(visible.length / view.lines.length, 1) / 2)) * pen.ratio;
