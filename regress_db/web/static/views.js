@@ -51,7 +51,7 @@
       const effect = of.effect[place] === null ? "" : `, ${percent(of.effect[place])} against its baseline`;
       lines.push(`${SIGNS[of.verdict[place]]} ${of.verdict[place]}${effect}`);
     }
-    if (line.band) lines.push(`${percent(point.y / line.band.value - 1)} against ${line.band.words}, ${withUnit(line.band.value, unit)}`);
+    if (line.band) lines.push(`${percent(point.y / line.band.value - 1)} against the newest baseline (${line.band.words}: ${withUnit(line.band.value, unit)})`);
     if (of.night[place]) lines.push(`night ${of.night[place]}`);
     lines.push(`commit ${of.commit[place] ? of.commit[place].slice(0, 12) : "not known"}, environment ${of.environment[place]}`);
     lines.push(`run ${of.run_id[place].slice(0, 12)}`);
@@ -137,7 +137,9 @@
         if (band && leading.has(s)) {
           const path = new Path2D();
           const [colour, alpha] = leading.size > 1 ? [lineColour(s), 0.1] : ["edge", 0.22];
-          path.rect(pen.left, pen.y(band.high), pen.width, pen.y(band.low) - pen.y(band.high));
+          // From the baseline's first run on: what came before was judged by another.
+          const from = Math.max(pen.left, pen.x(on(s, band.from_at)));
+          path.rect(from, pen.y(band.high), pen.left + pen.width - from, pen.y(band.low) - pen.y(band.high));
           fill(pen, colour, alpha, path);
           stroke(pen, colour, 1, slope(pen, pen.from, band.value, pen.to, band.value), [6, 4]);
         }
