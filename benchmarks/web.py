@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import http.client
 import json
 import os
 import shutil
@@ -48,9 +47,10 @@ PHASE = "combine"
 _NODES_NIGHTS = 30
 _START_DEADLINE_S = 60
 _DRAWN_DEADLINE_S = 60
+_ANSWER_DEADLINE_S = 60.0
 
 Ask = Callable[[str], int]
-"""Asks for an address, returns the answer's bytes; anything but 200 is an error."""
+"""Asks for an address, returns the bytes that come (compressed, as browsers ask for); any but 200 is an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def in_process(path: Path) -> Iterator[Ask]:
         def ask(address: str) -> int:
             answer = runner.run(client.get(address))
             answer.raise_for_status()
-            return len(answer.content)
+            return answer.num_bytes_downloaded
 
         yield ask
         runner.run(client.aclose())
@@ -176,18 +176,14 @@ def served(path: Path) -> Iterator[tuple[str, Ask]]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port, server)
-        connection = http.client.HTTPConnection("127.0.0.1", port)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=_ANSWER_DEADLINE_S) as client:
 
-        def ask(address: str) -> int:
-            connection.request("GET", address)
-            answer = connection.getresponse()
-            content = answer.read()
-            if answer.status != http.HTTPStatus.OK:
-                raise RuntimeError(f"{address}: {answer.status} {content[:200]!r}")
-            return len(content)
+            def ask(address: str) -> int:
+                answer = client.get(address)
+                answer.raise_for_status()
+                return answer.num_bytes_downloaded
 
-        yield f"http://127.0.0.1:{port}", ask
-        connection.close()
+            yield f"http://127.0.0.1:{port}", ask
     finally:
         server.terminate()
         server.wait()

@@ -70,7 +70,7 @@ def create_app(history: History, *, token: str | None = None, hosts: Collection[
         routes=routes,
         exception_handlers={EpwatchError: _refused, HTTPException: _refused, Exception: _failed},
     )
-    return Guarded(GZipMiddleware(app, minimum_size=_COMPRESSED_FROM_BYTES, compresslevel=4), hosts)
+    return Guarded(GZipMiddleware(app, minimum_size=_COMPRESSED_FROM_BYTES, compresslevel=1), hosts)
 
 
 def _as_route(path: str) -> str:

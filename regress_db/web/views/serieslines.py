@@ -175,35 +175,43 @@ class _Read:
             )
         }
         of_series = (RUNS.c.case_id == pair.case_id, RUNS.c.platform_id == pair.platform_id)
-        environments = {
-            number: (commit, digest, content)
-            for number, commit, digest, content in connection.execute(
-                select(
-                    ENVIRONMENTS.c.id, ENVIRONMENTS.c.commit, ENVIRONMENTS.c.digest, cast(ENVIRONMENTS.c.content, Text)
-                ).where(ENVIRONMENTS.c.id.in_(select(RUNS.c.environment_id).where(*of_series)))
-            ).all()
-        }
-        runs = connection.execute(
-            select(RUNS.c.id, RUNS.c.run_id, RUNS.c.started_at, RUNS.c.night_id, NIGHTS.c.name, RUNS.c.environment_id)
+        runs: list[PointRun] = []
+        contents: dict[int, str] = {}
+        for *of_run, content in connection.execute(
+            select(
+                RUNS.c.id,
+                RUNS.c.run_id,
+                RUNS.c.started_at,
+                RUNS.c.night_id,
+                NIGHTS.c.name,
+                RUNS.c.environment_id,
+                ENVIRONMENTS.c.commit,
+                ENVIRONMENTS.c.digest,
+                cast(ENVIRONMENTS.c.content, Text),
+            )
+            .join(ENVIRONMENTS, ENVIRONMENTS.c.id == RUNS.c.environment_id)
             .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
             .where(*of_series, RUNS.c.outcome == "ok")
             .order_by(RUNS.c.started_at, RUNS.c.id)
-        ).all()
+        ).all():
+            run = PointRun(*of_run)
+            runs.append(run)
+            contents[run.environment] = content
         values: dict[str, dict[int, float]] = {name: {} for name in numbers.values()}
-        for run, metric, value in connection.execute(
+        for number, metric, value in connection.execute(
             select(RUN_VALUES.c.run, RUN_VALUES.c.metric, RUN_VALUES.c.value)
             .join(RUNS, RUNS.c.id == RUN_VALUES.c.run)
             .where(RUN_VALUES.c.metric.in_(numbers), *of_series)
         ).all():
-            values[numbers[metric]][run] = value
+            values[numbers[metric]][number] = value
         nodes: dict[int, list[int]] = defaultdict(list)
-        for run, node in connection.execute(
+        for number, node in connection.execute(
             select(RUN_RANKS.c.run, RUN_RANKS.c.node_id)
             .distinct()
             .join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
             .where(*of_series)
         ).all():
-            nodes[run].append(node)
+            nodes[number].append(node)
         said = connection.execute(
             select(
                 VERDICTS.c.night_id,
@@ -220,10 +228,10 @@ class _Read:
             )
         ).all()
         return cls(
-            runs=[PointRun(*row, *environments[row[-1]][:2]) for row in runs],
+            runs=runs,
             values=values,
             said={row[0]: Said(*row) for row in said},
-            contents={number: content for number, (_, _, content) in environments.items()},
+            contents=contents,
             nodes=nodes,
         )
 
