@@ -107,7 +107,11 @@ def gather(history: History, asked: Asked) -> SeriesView:
                 )
     first, last = asked.since, asked.until
     within = [mark for mark in marks if _is_within(mark.at, first, last)]
-    notes = [note for name, _ in wanted for note in notes_of(history, case=name.case)]
+    notes = [
+        note
+        for name, _ in wanted
+        for note in notes_of(history, case=name.case, platform=name.platform, phase=name.phase)
+    ]
     meaning = definitions.of(metrics[0])
     return SeriesView(
         metric=asked.metric,
