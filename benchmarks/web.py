@@ -4,7 +4,8 @@
 
 The history is a lively one of `generated_history.py`, kept in a cache once it is made. `--quick` is 100 series x 200
 nights. Each page is asked for within this process (ASGI: what the server itself takes), then from a real `epwatch
-serve` over loopback; medians and the middle nine tenths of `--repeats`, after a first one that is told apart. Pages of
+serve` over loopback; medians and the middle nine tenths of `--repeats`, after a first one that is told apart, and the
+CPU time of the first kind, which is about what a page takes where nobody else has the cores. Pages of
 series and runs are of another series or run each time, so that no answer is one that was given before. Beside each is a
 plain SELECT of the rows it tells of, on a connection of the same history: the last column is how many times as long the
 page takes. Aims at the server: last night with 1,000 series 300 ms, a series of 3,650 nights 150 ms. Then, where
@@ -66,12 +67,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What asking took, in ms: the first time, then the median, 5th and 95th percentile of the others."""
+    """What asking took, in ms: the first time, then the median, 5th and 95th percentile of the others.
+
+    cpu_ms: median of what this process computed for it.
+    """
 
     first_ms: float
     median_ms: float
     low_ms: float
     high_ms: float
+    cpu_ms: float
     bytes: int = 0
 
 
@@ -200,29 +205,37 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 def _timed(ask: Ask, address: Callable[[int], str], repeats: int) -> Timed:
-    taken, size = [], 0
+    taken: list[tuple[float, float]] = []
+    size = 0
     for turn in range(repeats + 1):
         where = address(turn)
-        start = time.perf_counter()
-        size = ask(where)
-        taken.append(time.perf_counter() - start)
+        with _stopwatch(taken):
+            size = ask(where)
     return _summary(taken, size)
 
 
 def _timed_select(connection: sqlite3.Connection, page: Page, repeats: int) -> Timed:
-    taken = []
+    taken: list[tuple[float, float]] = []
     for turn in range(repeats + 1):
         select, parameters = page.select(turn)
-        start = time.perf_counter()
-        connection.execute(select, parameters).fetchall()
-        taken.append(time.perf_counter() - start)
+        with _stopwatch(taken):
+            connection.execute(select, parameters).fetchall()
     return _summary(taken)
 
 
-def _summary(taken_s: list[float], size: int = 0) -> Timed:
-    milliseconds = [1e3 * one for one in taken_s]
-    low, high = np.percentile(milliseconds[1:], (5, 95)).tolist()
-    return Timed(milliseconds[0], statistics.median(milliseconds[1:]), low, high, size)
+@contextmanager
+def _stopwatch(taken: list[tuple[float, float]]) -> Iterator[None]:
+    """Adds seconds on the wall and of this process's CPU."""
+    start, computed = time.perf_counter(), time.process_time()
+    yield
+    taken.append((time.perf_counter() - start, time.process_time() - computed))
+
+
+def _summary(taken_s: list[tuple[float, float]], size: int = 0) -> Timed:
+    wall = [1e3 * one for one, _ in taken_s]
+    low, high = np.percentile(wall[1:], (5, 95)).tolist()
+    computed = statistics.median(1e3 * one for _, one in taken_s[1:])
+    return Timed(wall[0], statistics.median(wall[1:]), low, high, computed, size)
 
 
 def _drawn(server: str, address: Callable[[int], str], repeats: int) -> Timed | None:
@@ -234,14 +247,15 @@ def _drawn(server: str, address: Callable[[int], str], repeats: int) -> Timed | 
         return None
     if program is None:
         return None
-    taken = []
+    taken: list[tuple[float, float]] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         for turn in range(repeats + 1):
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.goto(server + address(turn), timeout=1e3 * _DRAWN_DEADLINE_S)
             page.wait_for_function(f"() => {_MARK}.length > 0", timeout=1e3 * _DRAWN_DEADLINE_S)
-            taken.append(page.evaluate(f"() => {{ const [m] = {_MARK}; return m.startTime + m.duration; }}") / 1e3)
+            drawn_ms = page.evaluate(f"() => {{ const [m] = {_MARK}; return m.startTime + m.duration; }}")
+            taken.append((drawn_ms / 1e3, 0.0))
             page.close()
         browser.close()
     return _summary(taken)
@@ -252,25 +266,28 @@ _MARK = "performance.getEntriesByName('epwatch:drawn')"
 
 def report(found: list[dict[str, object]]) -> None:
     """The table."""
-    print(f"\n{'page':<18}{'first':>9}{'in process':>12}{'5-95 %':>15}{'loopback':>10}{'5-95 %':>15}{'kB':>8}", end="")
-    print(f"{'SELECT':>9}{'times':>7}  aim")
+    print(
+        f"\n{'page':<18}{'first':>9}{'in process':>12}{'5-95 %':>13}{'CPU':>10}{'loopback':>10}{'5-95 %':>13}", end=""
+    )
+    print(f"{'kB':>7}{'SELECT':>9}{'CPU':>9}{'times':>7}  aim")
     for row in found:
         aim = "" if row["aim_ms"] is None else f"{row['aim_ms']:.0f} ms"
         timed = {name: one for name, one in row.items() if isinstance(one, Timed)}
         if "browser" in timed:
             drawn = timed["browser"]
-            print(f"{row['page']:<18}{drawn.first_ms:>6.0f} ms{'':>27}{_median(drawn)}{'':>24}  {aim}")
+            print(f"{row['page']:<18}{drawn.first_ms:>6.0f} ms{'':>35}{_median(drawn)}{'':>32}  {aim}")
             continue
         direct, loopback, plain = timed["asgi"], timed["http"], timed["sql"]
-        print(f"{row['page']:<18}{direct.first_ms:>6.0f} ms{_median(direct, 9)}{_median(loopback, 7)}", end="")
+        print(f"{row['page']:<18}{direct.first_ms:>6.0f} ms{_median(direct, 9)}{direct.cpu_ms:>7.0f} ms", end="")
         print(
-            f"{loopback.bytes / 1e3:>8.0f}{plain.median_ms:>6.1f} ms{direct.median_ms / plain.median_ms:>7.1f}  {aim}"
+            f"{_median(loopback)}{loopback.bytes / 1e3:>7.0f}{plain.median_ms:>6.1f} ms{plain.cpu_ms:>6.1f} ms", end=""
         )
+        print(f"{direct.median_ms / plain.median_ms:>7.1f}  {aim}")
 
 
 def _median(one: Timed, width: int = 7) -> str:
     between = f"{one.low_ms:.0f}-{one.high_ms:.0f}"
-    return f"{one.median_ms:>{width}.1f} ms{between:>15}"
+    return f"{one.median_ms:>{width}.1f} ms{between:>13}"
 
 
 def main() -> None:

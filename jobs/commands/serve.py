@@ -20,8 +20,8 @@ _NEEDED = ("starlette", "uvicorn", "prometheus_client")
 _SHORTEST_TOKEN = 16
 _WAIT_FOR_ANSWERS_S = 3
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
-"""An answer makes tens of thousands of rows, none in a cycle: at Python's own 700, a fifth of its time went into looking
-for cycles."""
+"""An answer makes tens of thousands of rows, none in a cycle: at Python's own 700, a fifth of its time went into
+looking for cycles."""
 
 
 class ServeError(EpwatchError):
