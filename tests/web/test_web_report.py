@@ -36,7 +36,7 @@ def test_a_cell_tells_all_and_leads_to_its_series_in_the_file(opened):
     cell = opened.locator(".cell.is-improved")
     cell.hover()
     assert "got faster" in opened.get_by_role("tooltip").inner_text()
-    folded = opened.locator("details.card[id]", has_text=f"dispatch {rich.FASTER.key}")
+    folded = opened.locator("details.case[id]", has_text=f"dispatch {rich.FASTER.key}")
     assert folded.get_attribute("open") is None
     cell.click()
     assert folded.get_attribute("open") is not None

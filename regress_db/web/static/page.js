@@ -161,7 +161,7 @@
     for (const one of document.querySelectorAll("details.fold:not([data-keep])")) one.open = false;
   }
   window.addEventListener("hashchange", unfold);
-  if (document.querySelector("details.card[id]")) unfold();
+  if (document.querySelector("details.case[id]")) unfold();
   document.querySelectorAll("form[data-rows]").forEach(filters);
   document.querySelectorAll("form[data-submits]").forEach(submits);
   document.querySelectorAll("table[data-sortable]").forEach(sortable);
