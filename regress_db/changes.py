@@ -54,7 +54,6 @@ DEFAULT_FLOOR = 0.01
 
 _OF_SERIES = {*CASE_FIELDS, "case", "platform", "device_model", "devices_per_node", "interconnect", "cluster"}
 _ROWS_AT_ONCE = 20_000
-
 _Name = TypeVar("_Name")
 
 
@@ -108,13 +107,12 @@ SeriesKey = tuple[int, int, int]
 """Row numbers of case, platform and metric."""
 
 Machines = Mapping[int, tuple[int, int]]
-"""Row numbers of the first and last node of each run: which machine, where there is one, and a good hint for several.
-"""
+"""Row numbers of the first and last node of each run: a good hint where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """One series night by night. nodes: of each point, where they are known."""
+    """One series night by night."""
 
     case: int
     platform: int
@@ -160,8 +158,7 @@ def changes(
         nodes = _nodes(connection, whole)
         looked_at: list[SeriesKey] = []
         found: list[_Found] = []
-        # One phase at a time, of which only series with a change are kept: half of the memory.
-        for number in metrics:
+        for number in metrics:  # One phase at a time, of which only series with a change are kept: half of the memory.
             for series in _series(connection, whole, number):
                 looked_at.append((series.case, series.platform, series.metric))
                 found += _changed(series, nodes, floor)
@@ -198,8 +195,8 @@ def changes_of_series(
 def _changed(series: _Series, nodes: Machines, floor: float) -> list[_Found]:
     from regress_db.method.changepoints import detect
 
-    changed = detect(series.medians(), groups=_labels(series, nodes), floor=floor)
-    return [_located(series, change) for change in changed]
+    labels = _labels(series, nodes)
+    return [_located(series, change) for change in detect(series.medians(), groups=labels, floor=floor)]
 
 
 def _points(runs: Iterable[SeriesRun]) -> list[list[SeriesRun]]:
@@ -240,12 +237,9 @@ def _series(connection: Connection, selection: Selection, metric: int) -> list[_
 
 def _nodes(connection: Connection, selection: Selection) -> dict[int, tuple[int, int]]:
     """See `Machines`."""
-    rows = connection.execute(
-        select(RUN_RANKS.c.run, func.min(RUN_RANKS.c.node_id), func.max(RUN_RANKS.c.node_id))
-        .join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
-        .where(*selection.conditions(connection))
-        .group_by(RUN_RANKS.c.run)
-    )
+    first, last = func.min(RUN_RANKS.c.node_id), func.max(RUN_RANKS.c.node_id)
+    chosen = select(RUN_RANKS.c.run, first, last).join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
+    rows = connection.execute(chosen.where(*selection.conditions(connection)).group_by(RUN_RANKS.c.run))
     pairs: dict[tuple[int, int], tuple[int, int]] = {}
     return {run: pairs.setdefault((first, last), (first, last)) for run, first, last in rows}
 
