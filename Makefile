@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 CXX_SOURCES := $(foreach kind,cpp hpp cu cuh,$(wildcard ep_core/csrc/*.$(kind) ep_core/csrc/*/*.$(kind)))
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) \
 	$(CXX_SOURCES) $(wildcard ep_core/csrc/*/CMakeLists.txt)
-BENCHMARKS := host_engine command_start history gate detection attribution calibration nodes orchestration
+BENCHMARKS := host_engine command_start history web gate detection attribution calibration nodes orchestration
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help

@@ -15,11 +15,22 @@ if TYPE_CHECKING:
     from regress_db.history import History
 
 
-def open_history(option: str | None, plan: Plan | None = None, *, create: bool = False) -> History:
-    """The history that `--db` (or what stands in for it) names. create: also where there is none yet."""
+def open_history(
+    option: str | None,
+    plan: Plan | None = None,
+    *,
+    create: bool = False,
+    migrate_older: bool = True,
+    read_only: bool = False,
+) -> History:
+    """The history that `--db` (or what stands in for it) names, opened as `History.open` says.
+
+    create: also where there is none yet.
+    """
     from regress_db.history import History
 
-    return History.open(default_location(option, plan=plan.plan.history if plan else None).where, create=create)
+    where = default_location(option, plan=plan.plan.history if plan else None).where
+    return History.open(where, create=create, migrate_older=migrate_older, read_only=read_only)
 
 
 def spool_folder(option: str | None, plan: Plan | None = None) -> Path:

@@ -3,6 +3,7 @@
 `changes` reads the runs in one pass, makes one point of each night, looks for changes and says what may have caused
 them. It looks anew each time, so that an answer is never older than the history; `keep=True` also writes what it
 found, for those who ask the database itself. Called by the command line, `History.changes` and whoever collects.
+`changes_of_series` does the same for one series whose runs its caller has read: the web page.
 Next to read: `regress_db.method.changepoints` (the method).
 """
 
@@ -11,12 +12,12 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select
 
 from harness.case import PHASES, Phase
 from regress_db import lookup
@@ -53,6 +54,7 @@ DEFAULT_FLOOR = 0.01
 
 _OF_SERIES = {*CASE_FIELDS, "case", "platform", "device_model", "devices_per_node", "interconnect", "cluster"}
 _ROWS_AT_ONCE = 20_000
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,9 @@ class ChangeLine:
     points: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
+class SeriesRun(NamedTuple):
+    """An ok run with a value. number, night, environment: row numbers."""
+
     number: int
     started_at: datetime
     night: int | None
@@ -100,18 +103,21 @@ class _Run:
     value: float
 
 
-_SeriesKey = tuple[int, int, int]
+SeriesKey = tuple[int, int, int]
 """Row numbers of case, platform and metric."""
+
+Machines = Mapping[int, tuple[int, int]]
+"""Row numbers of the first and last node of each run: a good hint where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """One series night by night. nodes: of each point, where they are known."""
+    """One series night by night."""
 
     case: int
     platform: int
     metric: int
-    points: list[list[_Run]]
+    points: list[list[SeriesRun]]
 
     def medians(self) -> list[float]:
         return [statistics.median(run.value for run in point) for point in self.points]
@@ -144,22 +150,18 @@ def changes(
     these series. Raises `NotFoundError` for a metric that the history does not have, `FilterError` where runs of a
     series are left out and the result is to be kept.
     """
-    from regress_db.method.changepoints import detect
-
     if keep and (selection.night or any(one.field not in _OF_SERIES for one in selection.filters)):
         raise FilterError("changes can be kept of whole series only: filter by fields of the case or the platform")
     whole = dataclasses.replace(selection, since=None, until=None, limit=None)
     with history.read() as connection:
         metrics = metric_numbers(connection, metric, phase)
         nodes = _nodes(connection, whole)
-        looked_at: list[_SeriesKey] = []
+        looked_at: list[SeriesKey] = []
         found: list[_Found] = []
-        # One phase at a time, of which only series with a change are kept: half of the memory.
-        for number in metrics:
+        for number in metrics:  # One phase at a time, of which only series with a change are kept: half of the memory.
             for series in _series(connection, whole, number):
                 looked_at.append((series.case, series.platform, series.metric))
-                changed = detect(series.medians(), groups=_labels(series, nodes), floor=floor)
-                found += [_located(series, change) for change in changed]
+                found += _changed(series, nodes, floor)
         lines = _lines(connection, found, metrics, metric, nodes)
     if keep:
         with history.write() as connection:
@@ -173,6 +175,36 @@ def changes(
     ]
     chosen.sort(key=lambda line: (line.at, line.case, line.platform, -PHASES.index(line.phase)), reverse=True)
     return chosen[: selection.limit]
+
+
+def changes_of_series(
+    connection: Connection,
+    key: SeriesKey,
+    phase: Phase,
+    runs: Iterable[SeriesRun],
+    nodes: Machines,
+    *,
+    metric: str = RUN_VALUE_METRIC,
+    floor: float = DEFAULT_FLOOR,
+) -> list[ChangeLine]:
+    """Every change of one series, oldest first, as `changes` finds them. runs: all of its ok ones, oldest first."""
+    found = _changed(_Series(*key, _points(runs)), nodes, floor)
+    return sorted(_lines(connection, found, {key[2]: phase}, metric, nodes), key=lambda line: line.at)
+
+
+def _changed(series: _Series, nodes: Machines, floor: float) -> list[_Found]:
+    from regress_db.method.changepoints import detect
+
+    labels = _labels(series, nodes)
+    return [_located(series, change) for change in detect(series.medians(), groups=labels, floor=floor)]
+
+
+def _points(runs: Iterable[SeriesRun]) -> list[list[SeriesRun]]:
+    """Runs by night, or by day (UTC) where they have none."""
+    points: dict[object, list[SeriesRun]] = {}
+    for run in runs:
+        points.setdefault(run.started_at.date() if run.night is None else run.night, []).append(run)
+    return list(points.values())
 
 
 def _series(connection: Connection, selection: Selection, metric: int) -> list[_Series]:
@@ -196,28 +228,23 @@ def _series(connection: Connection, selection: Selection, metric: int) -> list[_
         )
         .order_by(RUNS.c.started_at, RUNS.c.id)
     )
-    points: dict[tuple[int, int], dict[object, list[_Run]]] = defaultdict(dict)
+    runs: dict[tuple[int, int], list[SeriesRun]] = defaultdict(list)
     for part in rows.partitions(_ROWS_AT_ONCE):
-        for case, platform, number, started_at, night, environment, value in part:
-            run = _Run(number, started_at, night, environment, value)
-            key = started_at.date() if night is None else night
-            points[case, platform].setdefault(key, []).append(run)
-    return [_Series(*key, metric, list(of_series.values())) for key, of_series in sorted(points.items())]
+        for case, platform, *run in part:
+            runs[case, platform].append(SeriesRun(*run))
+    return [_Series(*key, metric, _points(of_series)) for key, of_series in sorted(runs.items())]
 
 
 def _nodes(connection: Connection, selection: Selection) -> dict[int, tuple[int, int]]:
-    """First and last node of each run by row number: which machine, where there is one, and a good hint for several."""
-    rows = connection.execute(
-        select(RUN_RANKS.c.run, func.min(RUN_RANKS.c.node_id), func.max(RUN_RANKS.c.node_id))
-        .join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
-        .where(*selection.conditions(connection))
-        .group_by(RUN_RANKS.c.run)
-    )
+    """See `Machines`."""
+    first, last = func.min(RUN_RANKS.c.node_id), func.max(RUN_RANKS.c.node_id)
+    chosen = select(RUN_RANKS.c.run, first, last).join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
+    rows = connection.execute(chosen.where(*selection.conditions(connection)).group_by(RUN_RANKS.c.run))
     pairs: dict[tuple[int, int], tuple[int, int]] = {}
     return {run: pairs.setdefault((first, last), (first, last)) for run, first, last in rows}
 
 
-def _labels(series: _Series, nodes: Mapping[int, tuple[int, int]]) -> list[frozenset[tuple[int, int]]] | None:
+def _labels(series: _Series, nodes: Machines) -> list[frozenset[tuple[int, int]]] | None:
     """The machines of each point, None where they are all the same."""
     labels = [frozenset(nodes[run.number] for run in point if run.number in nodes) for point in series.points]
     return labels if len(set(labels)) > 1 else None
@@ -237,33 +264,31 @@ def _lines(
     found: Sequence[_Found],
     metrics: Mapping[int, Phase],
     metric: str,
-    nodes: Mapping[int, tuple[int, int]],
+    nodes: Machines,
 ) -> list[ChangeLine]:
     """What is said of each change; names and environments are read for these alone."""
-    cases = {row.id: row.key for row in connection.execute(select(CASES.c.id, CASES.c.key))}
-    platforms = {row.id: row.key for row in connection.execute(select(PLATFORMS.c.id, PLATFORMS.c.key))}
-    nights = {row.id: row.name for row in connection.execute(select(NIGHTS.c.id, NIGHTS.c.name))}
-    hosts = {row.id: row.hostname for row in connection.execute(select(NODES.c.id, NODES.c.hostname))}
-    commits = {row.id: row.commit for row in connection.execute(select(ENVIRONMENTS.c.id, ENVIRONMENTS.c.commit))}
-    around = {place: _around(one) for place, one in enumerate(found)}
-    contents = _contents(connection, {run.environment for pair in around.values() for point in pair for run in point})
-    ends = {run for one in found for run in _ends(one)}
-    ids: dict[int, str] = {}
-    for piece in lookup.chunks(sorted(ends)):
-        ids |= {
-            row.id: row.run_id
-            for row in connection.execute(select(RUNS.c.id, RUNS.c.run_id).where(RUNS.c.id.in_(piece)))
-        }
+    if not found:
+        return []
+    around = [_around(one) for one in found]
+    outside = [run for pair in around for point in pair for run in point]
+    first = [one.series.points[one.change.index][0] for one in found]
+    inside = [run for one in found for point in _within(one) for run in point]
+    cases = _named(connection, CASES.c.id, CASES.c.key, (one.series.case for one in found))
+    platforms = _named(connection, PLATFORMS.c.id, PLATFORMS.c.key, (one.series.platform for one in found))
+    nights = _named(connection, NIGHTS.c.id, NIGHTS.c.name, (run.night for run in first if run.night is not None))
+    on = (node for run in outside for node in nodes.get(run.number, ()))
+    hosts = _named(connection, NODES.c.id, NODES.c.hostname, on)
+    environments = {run.environment for run in (*outside, *inside)}
+    commits = _named(connection, ENVIRONMENTS.c.id, ENVIRONMENTS.c.commit, environments)
+    contents = _named(connection, ENVIRONMENTS.c.id, ENVIRONMENTS.c.content, (run.environment for run in outside))
+    ids = _named(connection, RUNS.c.id, RUNS.c.run_id, (run for one in found for run in _ends(one)))
     lines = []
-    for place, one in enumerate(found):
+    for one, (before, after), started in zip(found, around, first, strict=True):
         series, change = one.series, one.change
-        before, after = around[place]
         differing = differences(
             *({"hosts": _hosts(point, nodes, hosts), **contents[point[-1].environment]} for point in (before, after))
         )
-        started = series.points[change.index][0]
         run_before, run_after = _ends(one)
-        within = series.points[change.earliest : change.latest + 1]
         lines.append(
             ChangeLine(
                 case=cases[series.case],
@@ -284,7 +309,7 @@ def _lines(
                 latest=series.points[change.latest][0].started_at,
                 commit_before=commits[before[-1].environment],
                 commit_after=commits[after[0].environment],
-                commits=tuple(dict.fromkeys(commits[run.environment] for point in within for run in point)),
+                commits=tuple(dict.fromkeys(commits[run.environment] for point in _within(one) for run in point)),
                 differences=tuple(differing),
                 points=len(series.points),
             )
@@ -292,7 +317,7 @@ def _lines(
     return lines
 
 
-def _around(found: _Found) -> tuple[list[_Run], list[_Run]]:
+def _around(found: _Found) -> tuple[list[SeriesRun], list[SeriesRun]]:
     """The points that surely lie before and after the change."""
     points, change = found.series.points, found.change
     if change.kind != "step":
@@ -300,20 +325,27 @@ def _around(found: _Found) -> tuple[list[_Run], list[_Run]]:
     return points[max(change.earliest - 1, 0)], points[change.latest]
 
 
+def _within(found: _Found) -> list[list[SeriesRun]]:
+    """The points in which the first run after it may lie."""
+    return found.series.points[found.change.earliest : found.change.latest + 1]
+
+
 def _ends(found: _Found) -> tuple[int, int]:
     """Row numbers of the last run before and the first after."""
     return found.series.points[found.before][-1].number, found.series.points[found.after][0].number
 
 
-def _contents(connection: Connection, numbers: Collection[int]) -> dict[int, Mapping[str, Any]]:
-    contents: dict[int, Mapping[str, Any]] = {}
-    for piece in lookup.chunks(sorted(numbers)):
-        wanted = select(ENVIRONMENTS.c.id, ENVIRONMENTS.c.content).where(ENVIRONMENTS.c.id.in_(piece))
-        contents |= {row.id: row.content for row in connection.execute(wanted)}
-    return contents
+def _named(
+    connection: Connection, number: ColumnElement[int], name: ColumnElement[_Name], wanted: Iterable[int]
+) -> dict[int, _Name]:
+    """A column of the rows with these numbers, by row number."""
+    found: dict[int, _Name] = {}
+    for piece in lookup.chunks(sorted(set(wanted))):
+        found |= {row[0]: row[1] for row in connection.execute(select(number, name).where(number.in_(piece)))}
+    return found
 
 
-def _hosts(point: Sequence[_Run], nodes: Mapping[int, tuple[int, int]], hosts: Mapping[int, str]) -> str:
+def _hosts(point: Sequence[SeriesRun], nodes: Machines, hosts: Mapping[int, str]) -> str:
     """First and last machine of the point's runs, in words."""
     return ", ".join(sorted({hosts[node] for run in point for node in nodes.get(run.number, ())}))
 
@@ -329,7 +361,7 @@ def _cause(differing: Sequence[Difference], with_node: bool) -> Cause:
     return "environment" if environment else "unknown"
 
 
-def _keep(connection: Connection, looked_at: Sequence[_SeriesKey], found: Sequence[tuple[_Found, ChangeLine]]) -> None:
+def _keep(connection: Connection, looked_at: Sequence[SeriesKey], found: Sequence[tuple[_Found, ChangeLine]]) -> None:
     """Replace what is stored of every series that was looked at."""
     from regress_db.ingest import shared_id
     from regress_db.method.changepoints import METHOD

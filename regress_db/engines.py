@@ -29,6 +29,9 @@ WRITES = "epwatch_writes"
 _CONNECT_TIMEOUT_S = 15
 _CACHE_KIB = 16_384
 """Pages of a file kept by a connection: a series of 1,000 runs lies on 2,000 of them, twice what SQLite keeps."""
+_READERS_CACHE_KIB = 65_536
+"""The same for who only reads, as a server does: series lie side by side, so that the next one finds its pages here."""
+
 _WRITERS_LOCK = migrate.APPLICATION_ID
 _BEGIN_WRITING = (
     f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S:.0f}s'; SET LOCAL synchronous_commit = on; "
@@ -37,8 +40,8 @@ _BEGIN_WRITING = (
 _BEGIN_READING = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 
-def file_engine(path: Path, mode: str) -> Engine:
-    """An engine on one SQLite file; `mode` as for `backup.sqlite_uri`.
+def file_engine(path: Path, mode: str, read_only: bool = False) -> Engine:
+    """An engine on one SQLite file; `mode` as for `backup.sqlite_uri`. read_only: no statement can change it.
 
     synchronous=FULL: a record's file leaves the spool once its transaction is committed, so that commit must outlive
     a power cut; NORMAL in WAL mode does not promise that. Transactions are begun here and not by the driver, so that a
@@ -50,7 +53,8 @@ def file_engine(path: Path, mode: str) -> Engine:
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        connection.execute(f"PRAGMA cache_size=-{_READERS_CACHE_KIB if read_only else _CACHE_KIB}")
+        connection.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
         return connection
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)

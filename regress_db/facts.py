@@ -1,6 +1,6 @@
 """What judging needs to know of runs: where, when and how they ended, and the few values that are compared.
 
-Called by `regress_db.verdicts`, `regress_db.automatic` and `regress_db.nightview`, within their transaction.
+Called by `regress_db.verdicts` and `regress_db.automatic`, within their transaction.
 """
 
 from __future__ import annotations

@@ -27,30 +27,39 @@ _FILE_URL = "sqlite:///"
 class History(Asking):
     """An open history. Use it as a context manager, or call `close`. Safe to use from several threads."""
 
-    def __init__(self, engine: Engine, where: str, path: Path | None) -> None:
+    def __init__(self, engine: Engine, where: str, path: Path | None, read_only: bool = False) -> None:
         """For `open` alone. where: the path or URL, without password, for messages. path: None for a server."""
         self._engine = engine
+        self._read_only = read_only
         self.where = where
         self.path = path
 
     @classmethod
     def open(
-        cls, where: str | Path, *, create: bool = True, migrate_older: bool = True, revisions: Revisions = PACKAGED
+        cls,
+        where: str | Path,
+        *,
+        create: bool = True,
+        migrate_older: bool = True,
+        read_only: bool = False,
+        revisions: Revisions = PACKAGED,
     ) -> Self:
         """The history at a path, or in the PostgreSQL database that a URL names.
 
         create: make it (and its folder) where there is none; without, a missing one is a `NotFoundError`.
         migrate_older: bring one of an older schema up to date, a file after backing it up; without, it is refused.
+        read_only: refuse to write, make and migrate, whatever the two above say; the database holds to it as well.
         Raises `HistoryError`, with nothing changed, for what is not a history, is damaged, or was made by a newer
         epwatch.
         """
         path = file_of(where)
+        create, migrate_older = create and not read_only, migrate_older and not read_only
         if path is None:
-            return cls._open_server(str(where), create, migrate_older, revisions)
-        return cls._open_file(path, create, migrate_older, revisions)
+            return cls._open_server(str(where), create, migrate_older, read_only, revisions)
+        return cls._open_file(path, create, migrate_older, read_only, revisions)
 
     @classmethod
-    def _open_file(cls, path: Path, create: bool, migrate_older: bool, revisions: Revisions) -> Self:
+    def _open_file(cls, path: Path, create: bool, migrate_older: bool, read_only: bool, revisions: Revisions) -> Self:
         if path.is_dir():
             raise HistoryError(f"the history {path} is a folder: name a file in it, such as {path / 'history.db'}")
         exists = path.exists()
@@ -66,7 +75,7 @@ class History(Asking):
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise HistoryError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
-        history = cls(engines.file_engine(path, mode), str(path), path)
+        history = cls(engines.file_engine(path, mode, read_only), str(path), path, read_only)
         if not migrate.is_current(version, str(path), revisions):
             migrate.refuse_older(version, str(path), revisions, migrate_older)
             if mode == "immutable":
@@ -77,8 +86,8 @@ class History(Asking):
         return history
 
     @classmethod
-    def _open_server(cls, url: str, create: bool, migrate_older: bool, revisions: Revisions) -> Self:
-        history = cls(*engines.server_engine(url), None)
+    def _open_server(cls, url: str, create: bool, migrate_older: bool, read_only: bool, revisions: Revisions) -> Self:
+        history = cls(*engines.server_engine(url), None, read_only)
         try:
             with history.read() as connection:
                 version = migrate.server_version(connection, history.where)
@@ -100,7 +109,12 @@ class History(Asking):
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes: waits for other writers, commits at the end, and on any error keeps nothing."""
+        """A transaction that writes: waits for other writers, commits at the end, and on any error keeps nothing.
+
+        Raises `HistoryError` where the history is open for reading alone.
+        """
+        if self._read_only:
+            raise HistoryError(f"the history {self.where} is open for reading alone; nothing was changed")
         with (
             engines.sentences(self.where),
             self._engine.connect().execution_options(**{engines.WRITES: True}) as connection,

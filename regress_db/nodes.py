@@ -248,13 +248,14 @@ def _nights(
 ) -> tuple[list[str], dict[tuple[int, str], int]]:
     """Names of the nights in the order of time, and the place of each: by row number; by day for runs of no night."""
     names = {row.id: row.name for row in connection.execute(select(NIGHTS.c.id, NIGHTS.c.name))}
+    # An expression, so that SQLite finds the runs by their time and does not walk through every night there is.
+    night = func.coalesce(RUNS.c.night_id, 0)
     starts = [
-        (row.start, (row.night_id, ""), names[row.night_id])
-        for row in connection.execute(
-            select(RUNS.c.night_id, func.min(RUNS.c.started_at).label("start"))
-            .where(RUNS.c.night_id.is_not(None), *chosen)
-            .group_by(RUNS.c.night_id)
+        (start, (number, ""), names[number])
+        for number, start in connection.execute(
+            select(night, func.min(RUNS.c.started_at)).where(*chosen).group_by(night)
         )
+        if number
     ]
     alone = select(RUNS.c.started_at).where(RUNS.c.night_id.is_(None), *chosen).order_by(RUNS.c.started_at)
     for day, moments in itertools.groupby(connection.execute(alone).scalars(), key=lambda moment: moment.date()):
@@ -279,9 +280,8 @@ def _machines(
     names = {row.id: row.hostname for row in connection.execute(select(NODES.c.id, NODES.c.hostname))}
     first, last = func.min(RUN_RANKS.c.node_id), func.max(RUN_RANKS.c.node_id)
     of_runs = (
-        select(RUN_RANKS.c.run, first.label("first"), last.label("last"))
-        .join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
-        .where(*chosen)
+        select(RUN_RANKS.c.run, first, last)
+        .where(RUN_RANKS.c.run.in_(select(RUNS.c.id).where(*chosen)))
         .group_by(RUN_RANKS.c.run)
     )
     kinds: dict[tuple[int, ...], int] = {}

@@ -1,6 +1,6 @@
 """Verdicts in plain words with numbers: one sentence that the table, the report and the pytest gate all show.
 
-Pure. Called by `regress_db.verdicts`; the formats of single numbers are used by `regress_db.report` as well.
+Pure. Called by `regress_db.verdicts`; the formats of single numbers are used by the pages of `regress_db.web` as well.
 """
 
 from __future__ import annotations
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """In place of a baseline's name: each series is judged against its own past, since the last accepted change."""
+
+SIGNS = {
+    "regressed": "▲",
+    "improved": "▼",
+    "unchanged": "=",
+    "inconclusive": "?",
+    "insufficient": "–",
+    "wrong": "✗",
+    "hung": "✗",
+    "failed": "✗",
+    "missing": "∅",
+}
+"""Each verdict's sign, so that no reader depends on colour."""
 
 BEYOND_TELLING = 10.0
 """A relative change above which a number says no more than "very large"."""

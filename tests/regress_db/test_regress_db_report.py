@@ -1,5 +1,8 @@
 """The report of a night: whole in one file, true to the verdicts, and safe whatever hosts and cases are called."""
 
+import base64
+import hashlib
+import json
 import re
 from datetime import timedelta
 from html.parser import HTMLParser
@@ -16,12 +19,14 @@ from regress_db.errors import HistoryError, NotFoundError
 from regress_db.ingest import collect
 from regress_db.nights import close_night, open_night
 from regress_db.nightverdict import WORST_FIRST
-from regress_db.report import SIGNS, write_report
 from regress_db.schedules import set_schedule
 from regress_db.verdicts import Rules, judge_night
+from regress_db.web.assets import SCRIPTS
+from regress_db.web.report import write_report
+from regress_db.wording import SIGNS
 
 EVIL = "<script>alert('x')</script>"
-VOID = {"meta", "br", "link", "img", "hr", "input"}
+VOID = {"meta", "br", "link", "img", "hr", "input", "wbr"}
 
 
 class Page(HTMLParser):
@@ -30,6 +35,7 @@ class Page(HTMLParser):
     def __init__(self, source):
         super().__init__(convert_charrefs=True)
         self.tags, self.attributes, self.texts, self.open = [], [], [], []
+        self.elements, self.inside = [], []
         self.feed(source)
         self.close()
         self.text = re.sub(r"\s+", " ", "".join(self.texts)).replace("\u200b", "")
@@ -37,6 +43,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.inside.append((tag, dict(attrs).get("type", ""), ""))
         if tag not in VOID:
             self.open.append(tag)
 
@@ -48,7 +57,10 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if self.open and self.open[-1] in ("script", "style"):
+            tag, kind, text = self.inside.pop()
+            self.inside.append((tag, kind, text + data))
+        else:
             self.texts.append(data)
 
 
@@ -78,13 +90,29 @@ def page_of(history, night, tmp_path, **options):
     return Page(write_report(history, night, tmp_path / "out" / "report.html", **options).read_text())
 
 
+def data_of(page):
+    """What the page's scripts are given."""
+    return [json.loads(text) for tag, kind, text in page.inside if tag == "script" and kind == "application/json"]
+
+
+def test_nothing_runs_but_the_scripts_that_the_policy_names(two_nights, tmp_path):
+    judge_night(two_nights, "second", baseline="main")
+    page = page_of(two_nights, "second", tmp_path)
+    (policy,) = (value for name, value in page.attributes if name == "content" and "default-src" in value)
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    for _, _, text in [one for one in page.inside if one[1] != "application/json"]:
+        assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
+    assert {one["kind"] for one in data_of(page)} >= {"series"}
+
+
 def test_a_clean_night_says_so_and_the_file_needs_nothing_else(two_nights, tmp_path):
     judge_night(two_nights, "second", baseline="main", rules=Rules(floor=0.1))
     page = page_of(two_nights, "second", tmp_path, command="epwatch nightly plan.toml")
     assert page.open == []
-    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
-    assert not [value for name, value in page.attributes if name in ("src", "href", "onclick", "onload")]
-    assert any(value.startswith("default-src 'none'") for name, value in page.attributes if name == "content")
+    assert not {"link", "img", "iframe", "object"} & set(page.tags)
+    assert not [value for name, value in page.attributes if name == "src" or name.startswith("on")]
+    assert all(value.startswith("#") for name, value in page.attributes if name in ("href", "action"))
     for words in (
         "No series got slower.",
         "2 series: 2 unchanged.",
@@ -92,11 +120,9 @@ def test_a_clean_night_says_so_and_the_file_needs_nothing_else(two_nights, tmp_p
         "took 2 min 05 s",
         "epwatch nightly plan.toml",
         f"epwatch run {CASE.key}",
-        "The same as the baseline's.",
-        "5 with a result, 0 without",
+        "5 runs with a result, 0 without",
     ):
         assert words in page.text, words
-    assert "://" not in (tmp_path / "out" / "report.html").read_text()
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["report.html"]
 
 
@@ -111,8 +137,9 @@ def test_a_regression_and_what_changed_with_it_are_on_the_page(two_nights, spool
     assert "torch 2.13.0 to 2.14.0" in finding.sentence
     assert "▲regressed" in page.text
     assert re.search(r"versions\.torch\s*2\.13\.0\s*2\.14\.0", page.text)
-    assert page.tags.count("svg") == 2 * 3
-    assert "The last 3 nights" in page.text
+    combine, dispatch = (one for one in data_of(page) if one.get("kind") == "series")
+    assert len(dispatch["lines"][0]["points"]["at"]) == len(combine["lines"][0]["points"]["at"]) == 15
+    assert set(combine["lines"][0]["points"]["verdict"]) == {"", "regressed"}
 
 
 def test_nights_that_did_not_happen_before_this_one_are_told(two_nights, spool, tmp_path):
@@ -141,7 +168,7 @@ def test_what_did_not_run_is_there_with_its_log(two_nights, spool, tmp_path):
         "rank 1 never arrived",
         "last words of the log",
         "no record of it came back",
-        "3 with a result, 2 without",
+        "3 runs with a result, 2 without",
     ):
         assert words in page.text, words
 
@@ -168,7 +195,8 @@ def test_nothing_from_outside_becomes_markup(two_nights, spool, tmp_path):
     measure(two_nights, spool, f"third {EVIL}", 2, make)
     judge_night(two_nights, f"third {EVIL}", baseline="main")
     page = page_of(two_nights, f"third {EVIL}", tmp_path, command=f"epwatch {EVIL}")
-    assert "script" not in page.tags
+    kinds = [kind for tag, kind, _ in page.inside if tag == "script"]
+    assert len(kinds) - kinds.count("application/json") == len(SCRIPTS)
     assert page.open == []
     assert page.text.count(EVIL) >= 8
 
@@ -212,7 +240,9 @@ def test_many_cases_are_folded_but_what_is_bad_stays_open(history, spool, tmp_pa
     set_baseline(history, "main", night="first", who="ada", why="first")
     judge_night(history, "second", baseline="main", rules=Rules(floor=0.1))
     page = page_of(history, "second", tmp_path)
-    assert [name for name, _ in page.attributes].count("open") == 1
+    series = [one for tag, one in page.elements if tag == "details" and one.get("id", "").startswith("series-")]
+    assert len(series) == 24
+    assert [one["id"] for one in series if "open" in one] == [series[0]["id"]]
 
 
 def test_a_night_that_was_not_judged_has_no_report(two_nights, tmp_path):
