@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Table, insert, or_, select, update
+from sqlalchemy import Connection, Table, and_, insert, or_, select, update
 
 from harness.case import PHASES, Phase
 from regress_db import lookup
@@ -153,13 +153,23 @@ def notes(
         return _notes(connection, wanted)
 
 
-def notes_of_nights(connection: Connection) -> dict[str, list[str]]:
-    """What stands of each night as a whole, oldest first, by the night's id."""
-    found: dict[str, list[str]] = {}
-    for one in reversed(_notes(connection, [NOTES.c.withdrawn_at.is_(None), NOTES.c.night_id.is_not(None)])):
-        if one.night is not None:
-            found.setdefault(one.night, []).append(one.text)
+def notes_of_nights(connection: Connection) -> dict[str, tuple[str, ...]]:
+    """What stands of nights as a whole, oldest first, by the night's id."""
+    found: dict[str, tuple[str, ...]] = {}
+    for one in reversed(_notes(connection, [*_OF_A_NIGHT, NOTES.c.night_id.is_not(None)])):
+        assert one.night is not None
+        found[one.night] = (*found.get(one.night, ()), one.text)
     return found
+
+
+def notes_of_run(connection: Connection, run: int, night: int | None) -> tuple[Note, ...]:
+    """What stands of a run, by row number, and of its night as a whole, oldest first."""
+    of_night = and_(*_OF_A_NIGHT, NOTES.c.night_id == night)
+    stands = NOTES.c.withdrawn_at.is_(None)
+    return tuple(reversed(_notes(connection, [stands, or_(NOTES.c.run == run, of_night)])))
+
+
+_OF_A_NIGHT = (NOTES.c.withdrawn_at.is_(None), NOTES.c.run.is_(None), NOTES.c.case_id.is_(None))
 
 
 def _notes(connection: Connection, wanted: list[Any]) -> list[Note]:

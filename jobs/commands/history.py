@@ -160,6 +160,12 @@ def nights(limit: int, db: str | None, form: Format) -> None:
         Column("missing", lambda row: row.missing, "missing", right=True),
         Column("state", lambda row: row.state, "state", lambda row: _state(row)),
         Column("expected_at", lambda row: to_the_second(row.expected_at)),
+        Column(
+            "notes",
+            lambda row: list(row.notes),
+            "notes" if any(line.notes for line in lines) else None,
+            lambda row: "; ".join(row.notes),
+        ),
     ]
     show(lines, columns, form, empty="there is no night yet")
 
@@ -209,6 +215,7 @@ def show_(run: str, db: str | None, form: Format) -> None:
         "protocol": f"{found.warmup} warm-up, {found.iters} timed iterations",
         "outcome": found.outcome,
         "notes": "; ".join(found.notes) or None,
+        **{f"note {one.number}": f"{one.text} ({one.who}, {one.at:%Y-%m-%d})" for one in found.said},
         **{f"check {check.when}": _check(check.passed, check.rows, check.detail) for check in found.checks},
     }
     if found.failure is not None:
