@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import reframe_history
 
 if TYPE_CHECKING:
-    from generated_history import Shape
+    from generated_rows import Shape
 
 PHASE = "combine"
 REPEATS = {"trend": 15, "plain SQL": 15, "compare": 5, "night's verdict": 1}
@@ -117,10 +117,10 @@ def measure(shape: Shape, folder: Path) -> dict[str, Any]:
     from generated_history import generate, size
 
     path = folder / "history.db"
-    generated = generate(path, shape)
+    made = generate(path, shape)
     return {
         "shape": dataclasses.asdict(shape) | {"values": shape.values},
-        "generated_s": generated,
+        "generated_s": made.seconds,
         "size_bytes": size(path),
         "bytes_by_table": _bytes_by_table(path),
         "answers": {name: _ask(name, path) for name in QUESTIONS},
@@ -150,7 +150,7 @@ def ingest_rate(folder: Path) -> float:
 
 def _record(number: int, chance: random.Random, summarise: Callable[..., Any]) -> Any:
     """A run of 8 ranks x 20 iterations that the harness could have written."""
-    from generated_history import ITERATIONS, START, Shape
+    from generated_rows import ITERATIONS, START, Shape
 
     from harness import record as records
 
@@ -297,7 +297,7 @@ def main() -> None:
     if arguments.ask:
         _answer(arguments.ask[0], Path(arguments.ask[1]))
         return
-    from generated_history import Shape  # numpy, which no question needs, stays out of the processes that answer
+    from generated_rows import Shape  # numpy, which no question needs, stays out of the processes that answer
 
     shapes = [Shape(arguments.series, arguments.nights)]
     shapes += [Shape(1000, 3650, small=True)] * arguments.large

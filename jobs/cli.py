@@ -52,6 +52,7 @@ COMMANDS: dict[str, _Entry] = {
     "changes": _Entry("changes", "changes", "Show where series changed their level."),
     "tell": _Entry("tell", "tell", "Tell of a judged night again."),
     "nodes": _Entry("nodes", "nodes", "Rank nodes by how slow they make their runs."),
+    "serve": _Entry("serve", "serve", "Show the history as a web page."),
     "report": _Entry("history", "report", "Write the HTML report of a night."),
     "collect": _Entry("collect", "collect", "Bring records home, and go on with a night that was left."),
     "history": _Entry("upkeep", "history", "Copy, verify, prune and back up the history."),

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regress_db.nightverdict import NO_NUMBER, NightVerdict, SeriesVerdict
-from regress_db.report import SIGNS
-from regress_db.wording import latency, percent
+from regress_db.wording import SIGNS, latency, percent
 
 if TYPE_CHECKING:
     from jobs.judging import Judged

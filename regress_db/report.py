@@ -17,20 +17,7 @@ from regress_db.errors import HistoryError
 from regress_db.history import History
 from regress_db.nightverdict import NO_NUMBER
 from regress_db.nightview import NightView, gather
-from regress_db.wording import interval, latency, percent, size
-
-SIGNS = {
-    "regressed": "▲",
-    "improved": "▼",
-    "unchanged": "=",
-    "inconclusive": "?",
-    "insufficient": "–",
-    "wrong": "✗",
-    "hung": "✗",
-    "failed": "✗",
-    "missing": "∅",
-}
-"""Each verdict's sign, so that no reader depends on colour."""
+from regress_db.wording import SIGNS, interval, latency, percent, size
 
 _FOLD_ABOVE = 8
 _QUIET = frozenset({"unchanged", "insufficient", "improved"})

@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """In place of a baseline's name: each series is judged against its own past, since the last accepted change."""
 
+SIGNS = {
+    "regressed": "▲",
+    "improved": "▼",
+    "unchanged": "=",
+    "inconclusive": "?",
+    "insufficient": "–",
+    "wrong": "✗",
+    "hung": "✗",
+    "failed": "✗",
+    "missing": "∅",
+}
+"""Each verdict's sign, so that no reader depends on colour."""
+
 BEYOND_TELLING = 10.0
 """A relative change above which a number says no more than "very large"."""
 

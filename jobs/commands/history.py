@@ -345,7 +345,7 @@ def _show_sets(found: SetComparison, metric: str, form: Format) -> None:
 def report(night: str, output: Path | None, db: str | None) -> None:
     """Write the HTML report of NIGHT, the latest where none is given: one file that opens without a network."""
     from regress_db.nightverdict import stored_verdict
-    from regress_db.report import write_report
+    from regress_db.web.report import write_report
 
     with open_history(db) as history:
         name = stored_verdict(history, night).night

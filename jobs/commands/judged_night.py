@@ -95,7 +95,7 @@ def _tell(history: History, plan: Plan, judged: Judged, report: Path | None) -> 
 def _report(history: History, plan: Plan, night: str, path: str) -> Path | None:
     """Write the HTML report; where it is, None where that failed."""
     from regress_db.errors import HistoryError
-    from regress_db.report import write_report
+    from regress_db.web.report import write_report
 
     where = filled(path, night=night, plan=plan.name)
     try:
