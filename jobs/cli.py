@@ -54,6 +54,7 @@ COMMANDS: dict[str, _Entry] = {
     "nodes": _Entry("nodes", "nodes", "Rank nodes by how slow they make their runs."),
     "serve": _Entry("serve", "serve", "Show the history as a web page."),
     "report": _Entry("history", "report", "Write the HTML report of a night."),
+    "export": _Entry("export", "export", "Write values to a Parquet or CSV file."),
     "collect": _Entry("collect", "collect", "Bring records home, and go on with a night that was left."),
     "history": _Entry("upkeep", "history", "Copy, verify, prune and back up the history."),
     "slurm": _Entry("slurm", "slurm", "Run a real Slurm of your own in a folder."),

@@ -7,6 +7,7 @@ the table instead where there is no terminal. plotille is loaded only when somet
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,14 +39,13 @@ _BAND, _CHANGE, _NOTE, _TURN = "cyan", "bright_magenta", "bright_yellow", "brigh
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """Something at a moment. sign: short, in the plot; row: where, from the top (0) to the bottom (1)."""
+    """Something at a moment. sign: short, in the plot; row: on which of its lines, from the foot."""
 
     at: float
     sign: str
     words: str
     colour: str
-    row: float
-    line: bool = False
+    row: int
 
 
 def can_draw() -> bool:
@@ -83,18 +83,18 @@ def _plot(view: SeriesView, place: int, line: Line, width: int) -> Iterator[str]
 def _marks(view: SeriesView, place: int, line: Line) -> list[_Mark]:
     """All of the line's marks, each kind numbered through time."""
     first, last = line.points.at[0], line.points.at[-1]
-    changes = [_Mark(one.at, f"c{i}", one.sentence, _CHANGE, 0.0, True) for i, one in enumerate(line.changes, 1)]
+    changes = [_Mark(one.at, f"c{i}", one.sentence, _CHANGE, _HEIGHT - 1) for i, one in enumerate(line.changes, 1)]
     noted = [
         one
         for one in view.notes
         if one.case in ("", line.case) and one.platform in ("", line.platform) and one.phase in ("", line.phase)
     ]
-    notes = [
-        _Mark(one.at.timestamp(), f"n{i}", f"{one.text} ({one.who})", _NOTE, 1.0) for i, one in enumerate(noted, 1)
-    ]
+    notes = [_Mark(one.at.timestamp(), f"n{i}", f"{one.text} ({one.who})", _NOTE, 1) for i, one in enumerate(noted, 1)]
     turned = [one for one in view.marks if view.lines[one.line].asked == line.asked]
-    turns = [_Mark(one.at, f"e{i}", one.words, _TURN, 1.0) for i, one in enumerate(turned, 1)]
-    return [mark for mark in (*changes, *notes, *turns) if first <= mark.at <= last]
+    turns = [_Mark(one.at, f"e{i}", one.words, _TURN, 0) for i, one in enumerate(turned, 1)]
+    chosen = [mark for mark in (*changes, *turns) if first <= mark.at <= last]
+    upto = view.until.timestamp() if view.until else math.inf
+    return chosen + [mark for mark in notes if first <= mark.at < upto]
 
 
 def _canvas(view: SeriesView, line: Line, marks: Sequence[_Mark], width: int) -> str:
@@ -115,7 +115,7 @@ def _canvas(view: SeriesView, line: Line, marks: Sequence[_Mark], width: int) ->
         for edge in (band.low, band.high):
             plot.plot([left, right], [edge, edge], lc=_BAND)
     for mark in marks:
-        if mark.line:
+        if mark.colour == _CHANGE:
             plot.axvline((mark.at - left) / (right - left), lc=mark.colour)
     if len(points.at) <= width * _INTERVALS_UNTIL:
         for at, low, high in zip(points.at, points.low, points.high, strict=True):
@@ -133,9 +133,10 @@ def _canvas(view: SeriesView, line: Line, marks: Sequence[_Mark], width: int) ->
             lc=_COLOURS.get(verdict),
             marker=SIGNS[verdict] if verdict else "•",
         )
-    step = (top - bottom) / _HEIGHT
+    row, column = (top - bottom) / _HEIGHT, (right - left) / width
     for mark in marks:
-        plot.text([mark.at], [top - step / 2 if mark.row == 0 else bottom + step / 2], [mark.sign], lc=mark.colour)
+        at = min(mark.at, right - (len(mark.sign) + 1) * column)
+        plot.text([at], [bottom + (mark.row + 0.5) * row], [mark.sign], lc=mark.colour)
     return str(plot.show())
 
 
