@@ -46,7 +46,8 @@ FORMS = (".csv", ".parquet")
 _ROWS_AT_ONCE = 50_000
 _NO_NIGHT = ("", "")
 
-_Write = Callable[[Sequence[tuple[Any, ...]]], None]
+_Row = Sequence[Any]
+_Write = Callable[[Sequence[_Row]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +91,14 @@ def export(
     return Exported(values, runs)
 
 
-def _chain(
-    first: Sequence[tuple[Any, ...]], rest: Iterator[Sequence[tuple[Any, ...]]]
-) -> Iterator[Sequence[tuple[Any, ...]]]:
+def _chain(first: Sequence[_Row], rest: Iterator[Sequence[_Row]]) -> Iterator[Sequence[_Row]]:
     yield first
     yield from rest
 
 
 def _pieces(
     connection: Connection, selection: Selection, metrics: Collection[str], phase: Phase | None
-) -> Iterator[list[tuple[Any, ...]]]:
+) -> Iterator[Sequence[_Row]]:
     """The rows, run by run in the order of time, some ten thousand at once. What many runs share is looked up here."""
     names = {row.id: (row.phase, row.name) for row in connection.execute(select(*METRICS.c))}
     wanted = [RUN_VALUES.c.metric.in_(_numbers(connection, metrics, phase))] if metrics or phase else []
@@ -110,7 +109,7 @@ def _pieces(
     nights = {row[0]: (row[1], row[2]) for row in connection.execute(select(NIGHTS.c.id, NIGHTS.c.name, NIGHTS.c.plan))}
     of_environment = select(ENVIRONMENTS.c.id, ENVIRONMENTS.c.commit, ENVIRONMENTS.c.digest)
     environments = {row[0]: (row[1], row[2]) for row in connection.execute(of_environment)}
-    rows = connection.execute(
+    rows: Any = connection.execute(
         select(
             *(RUNS.c[name] for name in ("run_id", "started_at", "night_id", "repeat")),
             *(RUNS.c[name] for name in ("case_id", "platform_id", "environment_id")),
@@ -123,8 +122,14 @@ def _pieces(
     )
     for piece in rows.partitions():
         yield [
-            (run_id, started_at, *nights.get(night, _NO_NIGHT), repeat, *cases[case], *platforms[platform])
-            + (*environments[environment], *names[metric], value)
+            [
+                *(run_id, started_at, *nights.get(night, _NO_NIGHT), repeat),
+                *cases[case],
+                *platforms[platform],
+                *environments[environment],
+                *names[metric],
+                value,
+            ]
             for run_id, started_at, night, repeat, case, platform, environment, metric, value in piece
         ]
 
@@ -146,7 +151,7 @@ def _csv(partial: Path) -> Iterator[_Write]:
         lines.writerow(COLUMNS)
         place = list(COLUMNS).index("started_at")
 
-        def write(piece: Sequence[tuple[Any, ...]]) -> None:
+        def write(piece: Sequence[_Row]) -> None:
             lines.writerows((*row[:place], _written(row[place]), *row[place + 1 :]) for row in piece)
 
         yield write
@@ -171,7 +176,7 @@ def _parquet(path: Path, partial: Path) -> Iterator[_Write]:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written: list[Path] = []
 
-        def write(piece: Sequence[tuple[Any, ...]]) -> None:
+        def write(piece: Sequence[_Row]) -> None:
             written.append(Path(folder) / f"{len(written):08}.parquet")
             polars.DataFrame(piece, schema=schema, orient="row").write_parquet(written[-1])
 
