@@ -242,9 +242,7 @@ SERIES_COLUMNS: list[Column[SeriesVerdict]] = [
 def _cause(row: SeriesVerdict) -> str:
     """Whom a change is put down to, with the number of its finding."""
     told = f"{row.cause} #{row.finding}" if row.cause and row.finding else row.cause or ""
-    if row.waiver:
-        return f"{told} ({'waived' if row.acknowledged is None else 'acknowledged'})".strip()
-    return told
+    return f"{told} ({row.passes_as})".strip() if row.passes_as else told
 
 
 def _interval(row: SeriesVerdict) -> str:

@@ -6,6 +6,7 @@ Made by `regress_db.verdicts`; read by the command line, the gate and the report
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -83,6 +84,13 @@ class SeriesVerdict:
     candidate: bool = field(default=False, compare=False)
 
     @property
+    def passes_as(self) -> Literal["", "waived", "acknowledged"]:
+        """What lets a regression pass, in a word; "" where nothing does."""
+        if not self.waiver:
+            return ""
+        return "waived" if self.acknowledged is None else "acknowledged"
+
+    @property
     def badness(self) -> tuple[int, bool, float]:
         """Sort key: worst verdict first, what is waived after what is not, then the largest slowing."""
         return WORST_FIRST.index(self.verdict), bool(self.waiver), -(self.effect or 0.0)
@@ -157,10 +165,8 @@ def headline(series: Sequence[SeriesVerdict]) -> str:
         return "Nothing was planned and nothing ran."
     counts = {verdict: sum(one.verdict == verdict for one in series) for verdict in WORST_FIRST}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    acknowledged = sum(one.acknowledged is not None for one in series)
-    waived = sum(bool(one.waiver) for one in series) - acknowledged
-    counted = ((waived, "waived"), (acknowledged, "acknowledged"))
-    passing = ", ".join(f"{count} of them {how}" for count, how in counted if count)
+    passes = Counter(one.passes_as for one in series if one.passes_as)
+    passing = ", ".join(f"{count} of them {how}" for how, count in sorted(passes.items(), reverse=True))
     return f"{len(series)} series: {told}{f' ({passing})' if passing else ''}."
 
 
