@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, func, literal, select
+from sqlalchemy import Connection, Row, and_, exists, func, literal, select
 
 from harness.case import PHASES, Phase
 from regress_db import lookup
@@ -29,8 +29,8 @@ STATES: tuple[State, ...] = ("open", "acknowledged", "expected", "fixed")
 
 ACCEPTED: Literal["accepted"] = "accepted"
 
-_Gone = dict[tuple[int, int, int, str], Row[*tuple[Any, ...]]]
-"""What was said in the nights that prove regressions gone, by row numbers of night, case and platform, and phase."""
+_Proof = Row[*tuple[Any, ...]]
+"""What was said of a series in the night that proves its regression gone."""
 
 _BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC)
 
@@ -83,8 +83,7 @@ def regressions_in(connection: Connection, today: date) -> list[Regression]:
     accepted = connection.execute(
         select(*TRIAGE.c).where(TRIAGE.c.decision == ACCEPTED, TRIAGE.c.withdrawn_at.is_(None)).order_by(TRIAGE.c.id)
     ).all()
-    gone = _gone(connection, episodes)
-    found = [_regression(one, acknowledged, accepted, gone, today) for one in episodes]
+    found = [_regression(one, acknowledged, accepted, today) for one in episodes]
     found.sort(key=lambda one: (one.case, one.platform, PHASES.index(one.phase)))
     found.sort(key=lambda one: one.night_at or _BEFORE_ALL, reverse=True)
     return sorted(found, key=lambda one: STATES.index(one.state))
@@ -92,72 +91,113 @@ def regressions_in(connection: Connection, today: date) -> list[Regression]:
 
 @dataclass(frozen=True, slots=True)
 class _Episode:
-    """first, last: rows of the verdicts. gone: row number of the night that proves it gone, None while none does."""
+    """first, last: rows of the verdicts. proof: that it is gone, None while there is none."""
 
     first: Row[*tuple[Any, ...]]
     last: Row[*tuple[Any, ...]]
-    gone: int | None
+    proof: _Proof | None
 
 
 def _episodes(connection: Connection) -> list[_Episode]:
     """The verdicts `regressed`, put together where no night between them proves the regression gone."""
-    of_fix, night_of_fix = VERDICTS.alias(), NIGHTS.alias()
-    # Nights are walked in order from the regression on, so that the first proof ends the search.
-    proof = (
-        select(night_of_fix.c.id)
-        .join(of_fix, of_fix.c.night_id == night_of_fix.c.id)
-        .where(
-            night_of_fix.c.started_at > func.coalesce(NIGHTS.c.started_at, literal(_BEFORE_ALL, UtcDateTime)),
-            of_fix.c.case_id == VERDICTS.c.case_id,
-            of_fix.c.phase == VERDICTS.c.phase,
-            of_fix.c.platform_id == VERDICTS.c.platform_id,
-            of_fix.c.verdict.in_(FIXED),
-        )
-        .order_by(night_of_fix.c.started_at)
-        .limit(1)
-        .correlate(VERDICTS, NIGHTS)
-        .scalar_subquery()
-    )
     rows = connection.execute(
         select(
-            *(VERDICTS.c[name] for name in ("case_id", "platform_id", "phase", "effect", "low", "high", "floor")),
-            *(VERDICTS.c[name] for name in ("noise_floor", "latency_us", "baseline_latency_us")),
+            *(VERDICTS.c[name] for name in ("id", "case_id", "platform_id", "phase", "effect", "low", "high", "floor")),
+            *(VERDICTS.c[name] for name in ("night_id", "noise_floor", "latency_us", "baseline_latency_us")),
             *(NIGHTS.c.name, NIGHTS.c.started_at, NIGHTS.c.baseline_id),
             CASES.c.key,
             PLATFORMS.c.key.label("platform"),
-            proof.label("gone"),
         )
         .join(NIGHTS, NIGHTS.c.id == VERDICTS.c.night_id)
         .join(CASES, CASES.c.id == VERDICTS.c.case_id)
         .join(PLATFORMS, PLATFORMS.c.id == VERDICTS.c.platform_id)
         .where(VERDICTS.c.verdict == "regressed")
     ).all()
-    together: dict[tuple[int, int, str, int | None], list[Row[*tuple[Any, ...]]]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row.started_at or _BEFORE_ALL):
-        together[row.case_id, row.platform_id, row.phase, row.gone].append(row)
-    return [_Episode(of_one[0], of_one[-1], key[3]) for key, of_one in together.items()]
+    nights = select(NIGHTS.c.id).where(NIGHTS.c.started_at.is_not(None)).order_by(NIGHTS.c.started_at, NIGHTS.c.id)
+    places = {number: place for place, number in enumerate(connection.execute(nights).scalars())}
+    series: dict[tuple[int, int, str], list[Row[*tuple[Any, ...]]]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: places.get(row.night_id, -1)):
+        series[row.case_id, row.platform_id, row.phase].append(row)
+    # Between two nights that follow one another nothing can be proved: one question for each chain of them.
+    chains = [chain for of_series in series.values() for chain in _chains(of_series, places)]
+    proofs = _proofs(connection, [chain[-1].id for chain in chains])
+    found: list[_Episode] = []
+    for chain in chains:
+        first, last, proof = chain[0], chain[-1], proofs.get(chain[-1].id)
+        before = found[-1] if found else None
+        if before is not None and _night(proof) == _night(before.proof) and _series(before.last) == _series(first):
+            first = found.pop().first
+        found.append(_Episode(first, last, proof))
+    return found
 
 
-def _gone(
-    connection: Connection, episodes: Sequence[_Episode]
-) -> dict[tuple[int, int, int, str], Row[*tuple[Any, ...]]]:
-    """What was said in the nights that prove regressions gone, by night, case, platform and phase."""
-    wanted = {(one.gone, one.last.case_id, one.last.platform_id, one.last.phase) for one in episodes if one.gone}
-    found: _Gone = {}
-    for nights in lookup.chunks(sorted({key[0] for key in wanted if key[0] is not None})):
+def _series(row: Row[*tuple[Any, ...]]) -> tuple[int, int, str]:
+    return row.case_id, row.platform_id, row.phase
+
+
+def _night(proof: _Proof | None) -> int | None:
+    return None if proof is None else proof.night_id
+
+
+def _chains(
+    rows: Sequence[Row[*tuple[Any, ...]]], places: Mapping[int, int]
+) -> Iterator[Sequence[Row[*tuple[Any, ...]]]]:
+    """Rows of one series, oldest first, cut where there was another night between two of them."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or places.get(rows[end].night_id, -1) - places.get(rows[end - 1].night_id, -1) > 1:
+            yield rows[start:end]
+            start = end
+
+
+def _proofs(connection: Connection, numbers: Sequence[int]) -> dict[int, _Proof]:
+    """By the row number of a verdict, what was said in the first later night which proves it gone, where one does."""
+    of_fix, night_of_fix = VERDICTS.alias(), NIGHTS.alias()
+    proved = exists().where(
+        of_fix.c.night_id == night_of_fix.c.id,
+        of_fix.c.case_id == VERDICTS.c.case_id,
+        of_fix.c.phase == VERDICTS.c.phase,
+        of_fix.c.platform_id == VERDICTS.c.platform_id,
+        of_fix.c.verdict.in_(FIXED),
+    )
+    # A join would let a database begin with all verdicts of the case. So it walks the nights in order from the
+    # regression on, one probe of an index for each, and the first proof ends the walk.
+    proof = (
+        select(night_of_fix.c.id)
+        .where(night_of_fix.c.started_at > func.coalesce(NIGHTS.c.started_at, literal(_BEFORE_ALL, UtcDateTime)))
+        .where(proved.correlate(VERDICTS, night_of_fix))
+        .order_by(night_of_fix.c.started_at)
+        .limit(1)
+        .correlate(VERDICTS, NIGHTS)
+        .scalar_subquery()
+    )
+    found: dict[int, _Proof] = {}
+    for piece in lookup.chunks(numbers):
+        asked = (
+            select(*(VERDICTS.c[name] for name in ("id", "case_id", "platform_id", "phase")), proof.label("gone"))
+            .join(NIGHTS, NIGHTS.c.id == VERDICTS.c.night_id)
+            .where(VERDICTS.c.id.in_(piece))
+            .subquery()
+        )
         for row in connection.execute(
             select(
-                *(VERDICTS.c[name] for name in ("night_id", "case_id", "platform_id", "phase", "latency_us")),
-                *(NIGHTS.c.name, NIGHTS.c.started_at, NIGHTS.c.baseline_id),
+                *(asked.c.id, of_fix.c.latency_us, night_of_fix.c.id.label("night_id")),
+                *(night_of_fix.c.name, night_of_fix.c.started_at, night_of_fix.c.baseline_id),
                 *(BASELINES.c.set_by, BASELINES.c.set_at, BASELINES.c.reason),
             )
-            .join(NIGHTS, NIGHTS.c.id == VERDICTS.c.night_id)
-            .outerjoin(BASELINES, BASELINES.c.id == NIGHTS.c.baseline_id)
-            .where(VERDICTS.c.night_id.in_(nights), VERDICTS.c.verdict.in_(FIXED))
+            .join(night_of_fix, night_of_fix.c.id == asked.c.gone)
+            .join(
+                of_fix,
+                and_(
+                    of_fix.c.night_id == asked.c.gone,
+                    of_fix.c.case_id == asked.c.case_id,
+                    of_fix.c.phase == asked.c.phase,
+                    of_fix.c.platform_id == asked.c.platform_id,
+                ),
+            )
+            .outerjoin(BASELINES, BASELINES.c.id == night_of_fix.c.baseline_id)
         ):
-            key = (row.night_id, row.case_id, row.platform_id, row.phase)
-            if key in wanted:
-                found[key] = row
+            found[row.id] = row
     return found
 
 
@@ -165,11 +205,9 @@ def _regression(
     episode: _Episode,
     acknowledged: Sequence[Acknowledgement],
     accepted: Sequence[Row[*tuple[Any, ...]]],
-    gone: _Gone,
     today: date,
 ) -> Regression:
-    first, last = episode.first, episode.last
-    proof = None if episode.gone is None else gone[episode.gone, last.case_id, last.platform_id, last.phase]
+    first, last, proof = episode.first, episode.last, episode.proof
 
     def said(state: State, remark: str = "", **decision: Any) -> Regression:
         return Regression(
@@ -189,7 +227,7 @@ def _regression(
             **dict.fromkeys(("by", "at", "until", "why", "number")) | decision,
         )
 
-    normal = next((one for one in reversed(accepted) if _makes_normal(one, episode, proof)), None)
+    normal = next((one for one in reversed(accepted) if _makes_normal(one, last, proof)), None)
     if normal is not None:
         return said("expected", by=normal.decided_by, at=normal.decided_at, why=normal.reason, number=normal.id)
     if proof is not None:
@@ -207,9 +245,8 @@ def _regression(
     )
 
 
-def _makes_normal(decision: Row[*tuple[Any, ...]], episode: _Episode, proof: Row[*tuple[Any, ...]] | None) -> bool:
+def _makes_normal(decision: Row[*tuple[Any, ...]], last: Row[*tuple[Any, ...]], proof: _Proof | None) -> bool:
     """Whether a person accepted the regression's level: after it was seen, and from no later than it went."""
-    last = episode.last
     end = last.started_at if proof is None else proof.started_at
     return (
         decision.case_id == last.case_id
@@ -220,7 +257,7 @@ def _makes_normal(decision: Row[*tuple[Any, ...]], episode: _Episode, proof: Row
     )
 
 
-def _in_new_baseline(last: Row[*tuple[Any, ...]], proof: Row[*tuple[Any, ...]]) -> bool:
+def _in_new_baseline(last: Row[*tuple[Any, ...]], proof: _Proof) -> bool:
     """Whether the level stayed and the baseline moved: another was set, and the latency is nearer the slow level."""
     if proof.baseline_id in (None, last.baseline_id):
         return False
