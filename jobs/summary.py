@@ -138,7 +138,7 @@ def _table(rows: Sequence[SeriesVerdict], well: set[tuple[str, str, str]]) -> It
         if _key(one) in well:
             verdict += ", recovered"
         cells = (
-            verdict + (", waived" if one.waiver else ""),
+            f"{verdict}, {one.passes_as}" if one.passes_as else verdict,
             _code(one.case),
             one.phase,
             _code(one.platform_key),

@@ -137,7 +137,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
     """Print the rows as a table that fits the terminal without losing a character."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNBOUNDED_WIDTH
     shown = [column for column in columns if column.title is not None]
-    cells = [[_visible(column.shown(row)) for column in shown] for row in rows]
+    cells = [[visible(column.shown(row)) for column in shown] for row in rows]
     widths = [
         max(len(text) for text in (column.title or "", *(row[place] for row in cells)))
         for place, column in enumerate(shown)
@@ -211,11 +211,15 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 def _styled(text: str, **style: Any) -> str:
     """The text in colour, on a terminal that has it and whose user wants it."""
-    wanted = style and sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return click.style(text, **style) if wanted else text
+    return click.style(text, **style) if style and has_colours() else text
 
 
-def _visible(text: str) -> str:
+def has_colours() -> bool:
+    """Whether stdout is a terminal that has colours, and its user wants them."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def visible(text: str) -> str:
     """The text in one line, with what would move the cursor or change colours made visible."""
     if text.isprintable():
         return text

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select
 from harness.case import Phase
 from regress_db import lookup, samples
 from regress_db.history import History
+from regress_db.notes import Note, notes_of_run
 from regress_db.schema import (
     CASES,
     CHECKS,
@@ -79,7 +80,8 @@ class RankDetail:
 class RunDetail:
     """Everything about one run but its samples. ranks_on: host name to ranks. environment: as in the record.
 
-    launcher, attempt, scheduler_job: as in the record; None where it does not say. ranks: where each rank ran.
+    launcher, attempt, scheduler_job: as in the record; None where it does not say. ranks: where each rank ran. said:
+    the notes that stand of this run and of its night as a whole, oldest first; `notes` are the record's own.
     """
 
     run_id: str
@@ -104,6 +106,7 @@ class RunDetail:
     attempt: int | None
     scheduler_job: str | None
     ranks: tuple[RankDetail, ...]
+    said: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,7 @@ def load_detail(connection: Connection, number: int) -> RunDetail:
         launcher=row.launcher,
         attempt=row.attempt,
         scheduler_job=row.scheduler_job,
+        said=notes_of_run(connection, number, row.night_id),
         ranks=_ranks(connection, number),
     )
 

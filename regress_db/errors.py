@@ -21,6 +21,10 @@ class BaselineError(EpwatchError):
     """A baseline that cannot be set or retired as asked."""
 
 
+class TriageError(EpwatchError):
+    """A decision or a note that cannot be made or withdrawn as asked."""
+
+
 class ScheduleError(EpwatchError):
     """A schedule of nights that cannot be set, retired or followed as asked."""
 

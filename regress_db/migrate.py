@@ -40,7 +40,7 @@ class Revisions:
     head: str
 
 
-PACKAGED = Revisions(Path(__file__).parent / "migrations", "0003")
+PACKAGED = Revisions(Path(__file__).parent / "migrations", "0004")
 
 
 def file_version(path: Path, mode: str = "ro") -> str | None:

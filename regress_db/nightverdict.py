@@ -6,18 +6,21 @@ Made by `regress_db.verdicts`; read by the command line, the gate and the report
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Literal, get_args
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, Row, Table, delete, insert, select, update
 
-from harness.case import Phase
+from harness.case import PHASES, Phase
 from regress_db import lookup
+from regress_db.acknowledged import standing
 from regress_db.errors import NotFoundError
 from regress_db.history import History
 from regress_db.schema import CASES, FINDINGS, NIGHTS, PLATFORMS, VERDICTS
+from regress_db.waivers import tolerated
 
 Comparison = Literal["regressed", "improved", "unchanged", "inconclusive", "insufficient"]
 NoNumber = Literal["wrong", "hung", "failed", "missing"]
@@ -46,7 +49,8 @@ class SeriesVerdict:
     many others and what was taken out. noise_floor: the smallest change its noise supports. detectable: what would
     have been seen four times in five. runs_needed: how many new runs more would see the floor, None where no number
     would.
-    waiver: why a regression does not fail the night, "" where nothing waives it. candidate: worth a re-run before it
+    waiver: why a regression does not fail the night, "" where nothing lets it pass. acknowledged: the number of the
+    decision that lets it pass, None where it is a waiver or nothing; not kept. candidate: worth a re-run before it
     is believed; not kept. sentence: all of it in plain words.
     """
 
@@ -76,7 +80,15 @@ class SeriesVerdict:
     finding: int | None = None
     waiver: str = ""
     warnings: tuple[str, ...] = ()
+    acknowledged: int | None = None
     candidate: bool = field(default=False, compare=False)
+
+    @property
+    def passes_as(self) -> Literal["", "waived", "acknowledged"]:
+        """What lets a regression pass, in a word; "" where nothing does."""
+        if not self.waiver:
+            return ""
+        return "waived" if self.acknowledged is None else "acknowledged"
 
     @property
     def badness(self) -> tuple[int, bool, float]:
@@ -124,7 +136,8 @@ class NightVerdict:
 
     def exit_code(self, strict: bool = False) -> int:
         """1: something regressed; 3: something planned has no valid result; 4: something could not be decided, with
-        `strict` only; 0: none of these. The first that holds, in this order. A waived regression is none.
+        `strict` only; 0: none of these. The first that holds, in this order. A waived or acknowledged regression
+        is none.
         """
         return exit_code(self.series, strict)
 
@@ -152,12 +165,36 @@ def headline(series: Sequence[SeriesVerdict]) -> str:
         return "Nothing was planned and nothing ran."
     counts = {verdict: sum(one.verdict == verdict for one in series) for verdict in WORST_FIRST}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    waived = sum(bool(one.waiver) for one in series)
-    return f"{len(series)} series: {told}{f' ({waived} of them waived)' if waived else ''}."
+    passes = Counter(one.passes_as for one in series if one.passes_as)
+    passing = ", ".join(f"{count} of them {how}" for how, count in sorted(passes.items(), reverse=True))
+    return f"{len(series)} series: {told}{f' ({passing})' if passing else ''}."
 
 
-def stored_verdict(history: History, night_id: str) -> NightVerdict:
-    """The verdicts that stand for a night. Raises `NotFoundError` where it is unknown or was never judged."""
+def worst_first(series: Iterable[SeriesVerdict]) -> tuple[SeriesVerdict, ...]:
+    """In the order in which a night is told."""
+    return tuple(sorted(series, key=lambda one: (*one.badness, one.case, PHASES.index(one.phase), one.platform_key)))
+
+
+def with_acknowledged(
+    connection: Connection, verdict: NightVerdict, started_at: datetime | None, today: date | None = None
+) -> NightVerdict:
+    """The verdict on the night that started then, with the regressions marked that people acknowledged.
+
+    They are no part of what is kept: one that is withdrawn, or whose day has passed, lets nothing pass from then on.
+    today: UTC, default the present day.
+    """
+    if all(one.verdict != "regressed" for one in verdict.series):
+        return verdict
+    known = standing(connection, started_at)
+    day = today or datetime.now(UTC).date()
+    return replace(verdict, series=worst_first(tolerated(one, known, day) for one in verdict.series))
+
+
+def stored_verdict(history: History, night_id: str, *, today: date | None = None) -> NightVerdict:
+    """The verdicts that stand for a night, with what is acknowledged on the day `today` (UTC; default the present).
+
+    Raises `NotFoundError` where the night is unknown or was never judged.
+    """
     with history.read() as connection:
         night = lookup.night(connection, night_id)
         if night.judged_at is None:
@@ -172,30 +209,30 @@ def stored_verdict(history: History, night_id: str) -> NightVerdict:
         found = connection.execute(
             select(*FINDINGS.c).where(FINDINGS.c.night_id == night.id).order_by(FINDINGS.c.number)
         ).all()
-    series = tuple(
-        SeriesVerdict(
-            case=row.key,
-            phase=row.phase,
-            platform_key=row.platform or "",
-            warnings=tuple(row.warnings),
-            waiver=row.waiver or "",
-            **{name: getattr(row, name) for name in _STORED},
+        verdict = NightVerdict(
+            night=night.name,
+            plan=night.plan,
+            baseline=night.against,
+            judge=night.judge,
+            judged_at=night.judged_at,
+            series=tuple(map(_series_of, rows)),
+            findings=tuple(NightFinding(**{name: getattr(row, name) for name in _FINDING}) for row in found),
+            level=night.level,
+            aa_series=night.aa_series,
+            aa_alarms=night.aa_alarms,
+            remarks=tuple(night.remarks or ()),
         )
-        for row in rows
-    )
-    findings = tuple(NightFinding(**{name: getattr(row, name) for name in _FINDING}) for row in found)
-    return NightVerdict(
-        night=night.name,
-        plan=night.plan,
-        baseline=night.against,
-        judge=night.judge,
-        judged_at=night.judged_at,
-        series=series,
-        findings=findings,
-        level=night.level,
-        aa_series=night.aa_series,
-        aa_alarms=night.aa_alarms,
-        remarks=tuple(night.remarks or ()),
+        return with_acknowledged(connection, verdict, night.started_at, today)
+
+
+def _series_of(row: Row[*tuple[Any, ...]]) -> SeriesVerdict:
+    return SeriesVerdict(
+        case=row.key,
+        phase=row.phase,
+        platform_key=row.platform or "",
+        warnings=tuple(row.warnings),
+        waiver=row.waiver or "",
+        **{name: getattr(row, name) for name in _STORED},
     )
 
 

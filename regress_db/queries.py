@@ -20,6 +20,7 @@ from regress_db import lookup
 from regress_db.errors import NotFoundError
 from regress_db.history import History
 from regress_db.metrics import BANDWIDTH_METRIC
+from regress_db.notes import notes_of_nights
 from regress_db.schema import (
     CASES,
     ENVIRONMENTS,
@@ -83,6 +84,7 @@ class NightLine:
 
     state: `running` (opened and not finished), `done`, `over` (finished with runs missing: it was given up, cancelled
     or refused, or lost them), or `did not happen`; then night is "" and expected_at is when it was to begin.
+    notes: those that stand of the night as a whole.
     """
 
     night: str
@@ -96,6 +98,7 @@ class NightLine:
     missing: int
     state: NightState = "done"
     expected_at: datetime | None = None
+    notes: tuple[str, ...] = ()
 
 
 def trend(
@@ -210,6 +213,7 @@ def nights(history: History, limit: int | None = None, *, now: datetime | None =
         shown = [row.id for row in rows]
         outcomes: dict[int, dict[str, int]] = defaultdict(dict)
         planned: dict[int, tuple[int, int]] = {}
+        noted = notes_of_nights(connection)
         for piece in lookup.chunks(shown):
             for night, outcome, count in connection.execute(
                 select(RUNS.c.night_id, RUNS.c.outcome, func.count())
@@ -240,6 +244,7 @@ def nights(history: History, limit: int | None = None, *, now: datetime | None =
                 not_ok=sum(of_night.values()) - of_night.get("ok", 0),
                 missing=count - there,
                 state=_state(row.started_at, row.finished_at, count - there),
+                notes=noted.get(row.name, ()),
             )
         )
     if absent:

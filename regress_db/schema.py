@@ -17,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Double,
     ForeignKey,
@@ -343,6 +344,7 @@ VERDICTS = Table(
     Column("confirmations", Integer, nullable=False, server_default="0"),
     Column("waiver", String),
     Index("ix_verdicts_night_id_case_id_phase", "night_id", "case_id", "phase"),
+    Index("ix_verdicts_regressed", "night_id", "case_id", "phase", sqlite_where=text("verdict = 'regressed'")),
 )
 """What was said of one series on one night, as it was said. Judging a night anew replaces its rows.
 
@@ -350,7 +352,8 @@ baseline_first, baseline_last: ids of the oldest and newest run it was compared 
 `environment`; finding: number of the row in `findings` it belongs to; shared: the change that many series had in common
 and that was taken out before this one was judged; noise_floor: the smallest change its noise supports; runs_needed: how
 many new runs more would see the floor; confirmations: re-runs among new_runs; waiver: why it does not fail the night
-although it regressed.
+although it regressed, by the plan's file of waivers. The index of what regressed is partial on PostgreSQL too, as for
+baselines.
 """
 
 FINDINGS = Table(
@@ -423,10 +426,36 @@ TRIAGE = Table(
     Column("withdrawn_by", String),
     Column("withdrawn_at", UtcDateTime),
     Column("withdrawn_reason", String),
+    Column("effect", Double),
+    Column("until", Date),
 )
-"""What a person decided about a series: `accepted` makes the level from `from_time` on the one that is normal.
+"""What a person decided about a series: `accepted` makes the level from `from_time` on the one that is normal;
+`acknowledged` lets the regression that stands since `from_time` pass.
 
-platform_id, phase: NULL for all of them. Never edited, only withdrawn.
+platform_id, phase: NULL for all of them. effect, until: of an acknowledged one, the relative slowing that it lets pass,
+and the last day (UTC) it holds, NULL where it ends with the regression. Never edited, only withdrawn.
+"""
+
+NOTES = Table(
+    "notes",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("at", UtcDateTime, nullable=False, index=True),
+    Column("text", String, nullable=False),
+    Column("written_by", String, nullable=False),
+    Column("written_at", UtcDateTime, nullable=False),
+    Column("case_id", ForeignKey("cases.id")),
+    Column("platform_id", ForeignKey("platforms.id")),
+    Column("phase", String),
+    Column("night_id", ForeignKey("nights.id")),
+    Column("run", ForeignKey("runs.id")),
+    Column("withdrawn_by", String),
+    Column("withdrawn_at", UtcDateTime),
+    Column("withdrawn_reason", String),
+)
+"""What a person wrote beside the numbers. Never edited, only withdrawn.
+
+at: the moment it speaks of. case_id, platform_id, phase, night_id, run: what it is about, NULL for all of them.
 """
 
 CALIBRATIONS = Table(

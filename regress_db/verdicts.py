@@ -37,9 +37,11 @@ from regress_db.nightverdict import (
     SeriesVerdict,
     Verdict,
     store,
+    with_acknowledged,
+    worst_first,
 )
 from regress_db.schema import ENVIRONMENTS
-from regress_db.waivers import Waiver, waiver_for, why_not
+from regress_db.waivers import Waiver, tolerated
 from regress_db.wording import AUTO, modes_words, sentence_of
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def judge_night(
     rules: Rules = _RULES,
     keep: bool = True,
 ) -> NightVerdict:
-    """Judge every planned case of the night (and any other run of it).
+    """Judge every planned case of the night (and any other run of it); what people acknowledged is marked.
 
     baseline: name of a live baseline; `auto`: each series' own past; None: everything that ran is `insufficient`. A
     night's own runs are never their own baseline. keep: store the verdicts as those of the night, in place of earlier
@@ -108,13 +110,14 @@ def judge_night(
         verdict = replace(said, plan=night.plan, aa_series=halves and halves[0], aa_alarms=halves and halves[1])
         if keep:
             store(connection, night.id, verdict, None if base is None else base.id)
-    return verdict
+        return with_acknowledged(connection, verdict, night.started_at)
 
 
 def judge_runs(
     history: History, run_ids: Sequence[str], *, baseline: str, rules: Rules = _RULES
 ) -> tuple[SeriesVerdict, ...]:
-    """Judge these runs (whole ids) against a named baseline, worst first; nothing is stored. A run id the history does
+    """Judge these runs (whole ids) against a named baseline, worst first; nothing is stored, nothing acknowledged
+    counts. A run id the history does
     not have is a `NotFoundError`: `judge_night` knows what was planned, this does not.
     """
     with history.read() as connection:
@@ -164,14 +167,13 @@ def _judge(
         _say(one, of_series.get(one.key), is_candidate, taken, findings.get(whose.get(one.key, 0)), baseline, rules)
         for one in all_series
     ]
-    said.sort(key=lambda one: (*one.badness, one.case, PHASES.index(one.phase), one.platform_key))
     return NightVerdict(
         night=night,
         plan="",
         baseline=baseline,
         judge=METHOD,
         judged_at=datetime.now(UTC),
-        series=tuple(said),
+        series=worst_first(said),
         findings=tuple(_kept(finding) for finding in findings.values()),
         level=level,
         remarks=shared.notes,
@@ -283,13 +285,6 @@ def _say(
     if bad or silent:
         verdict = next((kind for kind in NO_NUMBER if any(run.outcome == kind for run in bad)), "missing")
     alike = [run for run in bad if run.outcome == verdict]
-    waiver, note = "", ""
-    if verdict == "regressed" and comparison is not None and comparison.effect is not None:
-        today = datetime.now(UTC).date()
-        asked = (rules.waivers, one.case, one.phase, one.platform, comparison.effect, today)
-        covering = waiver_for(*asked)
-        waiver = "" if covering is None else covering.words
-        note = "" if covering else why_not(*asked)
     removed = taken.shared.removed.get(one.key, 0.0)
     cause: Cause | None = None
     if finding is not None and (verdict in ("regressed", "improved") or removed):
@@ -319,8 +314,7 @@ def _say(
         sentence="",
         cause=cause,
         finding=None if cause is None or finding is None else finding.number,
-        waiver=waiver,
-        warnings=tuple(text for text in (*(comparison.warnings if comparison else ()), note, _modes(one)) if text),
+        warnings=tuple(text for text in (*(comparison.warnings if comparison else ()), _modes(one)) if text),
         candidate=comparison is not None and not bad and not silent and is_candidate(comparison),
     )
     sentence = sentence_of(
@@ -333,7 +327,7 @@ def _say(
         blamed=finding.subject if finding is not None and cause is not None else "",
         nodes=taken.words.get(one.key, ""),
     )
-    return replace(said, sentence=sentence)
+    return tolerated(replace(said, sentence=sentence), rules.waivers, datetime.now(UTC).date())
 
 
 def _modes(one: Series) -> str:

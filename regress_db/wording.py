@@ -104,8 +104,7 @@ def sentence_of(
     match said.verdict:
         case "regressed":
             why = f"; put down to {_cause(said, blamed)}" if said.cause else ""
-            waived = f"; {said.waiver}" if said.waiver else ""
-            return f"{subject} got slower: {compared}; {counts}{why}{waived}."
+            return f"{subject} got slower: {compared}; {counts}{why}."
         case "improved":
             return f"{subject} got faster: {compared}."
         case "unchanged":

@@ -68,7 +68,8 @@ def accept(
 
     if listed:
         with open_history(db) as history:
-            show(triage.decisions(history, withdrawn=True), _columns(), form, empty="nothing has been accepted")
+            made = triage.decisions(history, withdrawn=True, kind="accepted")
+        show(made, _columns(), form, empty="nothing has been accepted")
         return
     if not why:
         raise click.UsageError("--why is missing: a change is accepted for a reason")
@@ -76,7 +77,7 @@ def accept(
         raise click.UsageError("say which cases: a CASE or FILTER is missing; `backend=*` is all of them")
     with open_history(db) as history:
         if withdraw is not None:
-            triage.withdraw(history, withdraw, who=who, why=why)
+            triage.withdraw(history, withdraw, who=who, why=why, kind="accepted")
             say(f"decision {withdraw} is withdrawn")
             return
         cases = triage.cases_of(history, selection)

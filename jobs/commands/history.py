@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.case import PHASES
 from jobs.options import format_options, history_option, selection_options
 from jobs.places import open_history
 from jobs.tables import Column, Format, as_json, change, figure, number, print_table, say, show, to_the_second
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _ID_SHOWN = 12
 _GROUP_SHOWN = 30
+_FEW_SERIES = 4
+"""So many are drawn on a terminal unasked: two cases, both phases."""
 
 
 @click.command()
@@ -43,6 +47,11 @@ _GROUP_SHOWN = 30
     help="Which number, with --by.",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the newest N runs, or groups, of each series.")
+@click.option(
+    "--plot/--no-plot",
+    default=None,
+    help="Draw the series instead of listing their runs. Default: on a terminal, where they are few.",
+)
 @history_option
 @format_options
 def trend(
@@ -52,6 +61,7 @@ def trend(
     by: Any,
     aggregate: Any,
     limit: int | None,
+    plot: bool | None,
     db: str | None,
     form: Format,
 ) -> None:
@@ -62,6 +72,13 @@ def trend(
     node~gpu0*. Quote > and <, which the shell would take.
     """
     selection = dataclasses.replace(selection, limit=limit)
+    if plot and form != "table":
+        raise click.UsageError("--plot is for people; --json, --csv and --parquet are for programs: choose one")
+    if plot is not False and form == "table":
+        drawn = _drawn(selection, phase, metric, by, aggregate, db, asked=plot is True)
+        if drawn:
+            say(drawn)
+            return
     if by is not None:
         _trend_by(selection, phase, metric, by, aggregate, db, form)
         return
@@ -82,6 +99,51 @@ def trend(
         Column("value", lambda row: row.value, metric, lambda row: figure(row.value), right=True),
     ]
     show(points, columns, form, empty="no run matches")
+
+
+def _drawn(
+    selection: Selection, phase: Any, metric: str, by: Any, aggregate: Any, db: str | None, *, asked: bool
+) -> str:
+    """The series as plots; "" where the table is to be shown instead. Raises `UsageError` where a plot was asked for
+    that cannot be.
+    """
+    from jobs import plots
+
+    if not asked and not (sys.stdout.isatty() and plots.can_draw()):
+        return ""
+    from regress_db.queries import metric_numbers
+    from regress_db.web.views import asked as asking
+    from regress_db.web.views.serieslines import MOST_SERIES, Asked, gather
+
+    why_not = ""
+    if by not in (None, "night", "commit") or aggregate != "median":
+        why_not = "--plot draws runs, or medians by night or commit"
+    elif selection.limit is not None or any(one.field not in asking.OF_SERIES for one in selection.filters):
+        why_not = "--plot draws whole series: choose them by fields of the case or by platform, and times by --since"
+    elif not plots.can_draw():
+        why_not = f"--plot needs a terminal in UTF-8, this one is in {sys.stdout.encoding}"
+    if why_not:
+        if asked:
+            raise click.UsageError(why_not)
+        return ""
+    with open_history(db) as history:
+        with history.read() as connection:
+            metric_numbers(connection, metric)
+            pairs = [
+                pair
+                for pair in asking.pairs(connection)
+                if asking.accepted(selection.filters, pair.case, pair.platform)
+            ]
+        names = asking.names_of(pairs, PHASES if phase is None else (phase,))
+        if not names or len(names) > (MOST_SERIES if asked else _FEW_SERIES):
+            if asked:
+                raise click.UsageError(f"{len(names)} series match; --plot draws 1 to {MOST_SERIES}: choose among them")
+            return ""
+        view = gather(
+            history,
+            Asked(names=tuple(names), metric=metric, by=by or "run", since=selection.since, until=selection.until),
+        )
+    return plots.drawn(view)
 
 
 def _trend_by(
@@ -160,6 +222,12 @@ def nights(limit: int, db: str | None, form: Format) -> None:
         Column("missing", lambda row: row.missing, "missing", right=True),
         Column("state", lambda row: row.state, "state", lambda row: _state(row)),
         Column("expected_at", lambda row: to_the_second(row.expected_at)),
+        Column(
+            "notes",
+            lambda row: list(row.notes),
+            "notes" if any(line.notes for line in lines) else None,
+            lambda row: "; ".join(row.notes),
+        ),
     ]
     show(lines, columns, form, empty="there is no night yet")
 
@@ -209,6 +277,7 @@ def show_(run: str, db: str | None, form: Format) -> None:
         "protocol": f"{found.warmup} warm-up, {found.iters} timed iterations",
         "outcome": found.outcome,
         "notes": "; ".join(found.notes) or None,
+        **{f"note {one.number}": f"{one.text} ({one.who}, {one.at:%Y-%m-%d})" for one in found.said},
         **{f"check {check.when}": _check(check.passed, check.rows, check.detail) for check in found.checks},
     }
     if found.failure is not None:

@@ -10,7 +10,7 @@ from synthetic_records import CASE, START, ok_record
 
 from harness import record as records
 from regress_db.automatic import LEVEL_NIGHTS, Mark, NightOfSeries, choose
-from regress_db.errors import BaselineError, NotFoundError
+from regress_db.errors import NotFoundError, TriageError
 from regress_db.ingest import collect
 from regress_db.nightverdict import stored_verdict
 from regress_db.selection import Selection
@@ -208,10 +208,10 @@ def test_what_cannot_be_accepted_is_refused_and_nothing_is_written(history, spoo
     for wrong, error, says in (
         ({"cases": ["nope"]}, NotFoundError, "no case 'nope'"),
         ({"cases": [CASE.key, "nope"]}, NotFoundError, "no case 'nope'"),
-        ({"cases": []}, BaselineError, "no case matches"),
-        ({"who": " "}, BaselineError, "say who"),
-        ({"why": ""}, BaselineError, "say who accepts the change, and why"),
-        ({"phase": "warp"}, BaselineError, "'warp' is no phase"),
+        ({"cases": []}, TriageError, "no case matches"),
+        ({"who": " "}, TriageError, "say who"),
+        ({"why": ""}, TriageError, "say who accepts the change, and why"),
+        ({"phase": "warp"}, TriageError, "'warp' is no phase"),
         ({"platform": "nope"}, NotFoundError, "no platform 'nope'"),
     ):
         given_ = {"cases": [CASE.key], "since": moment, "who": "ada", "why": "x"} | wrong

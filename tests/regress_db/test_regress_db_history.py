@@ -32,7 +32,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "9002"
-down_revision = "0003"
+down_revision = "0004"
 
 
 def upgrade():

@@ -9,9 +9,10 @@ from synthetic_records import CASE
 from regress_db.baselines import set_baseline
 from regress_db.nightverdict import stored_verdict
 from regress_db.verdicts import Rules, judge_night
-from regress_db.waivers import Waiver, waiver_for, why_not
+from regress_db.waivers import Slowing, Waiver, tolerance_for, why_not
 
 TODAY = datetime.now(UTC).date()
+SLOWING = Slowing(CASE.key, "combine", "any", effect=0.3, low=0.28, floor=0.1)
 
 
 def waiver(**changes):
@@ -72,13 +73,12 @@ def test_a_waiver_that_has_ended_or_is_of_something_else_waives_nothing(slower, 
 
 def test_of_several_waivers_the_one_that_ends_last_counts():
     long, short = waiver(until=date(2030, 1, 1)), waiver(until=date(2029, 1, 1))
-    asked = (CASE.key, "combine", "any", 0.3, date(2028, 1, 1))
-    assert waiver_for([short, long, short], *asked) is long
+    asked = (SLOWING, date(2028, 1, 1))
+    assert tolerance_for([short, long, short], *asked) is long
     assert why_not([], *asked) == ""
 
 
 def test_a_waiver_holds_through_its_last_day():
-    asked = (CASE.key, "combine", "any", 0.3)
     one = waiver(until=date(2026, 12, 31))
-    assert one.covers(*asked, date(2026, 12, 31))
-    assert not one.covers(*asked, date(2027, 1, 1))
+    assert tolerance_for([one], SLOWING, date(2026, 12, 31)) is one
+    assert tolerance_for([one], SLOWING, date(2027, 1, 1)) is None
