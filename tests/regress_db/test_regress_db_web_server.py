@@ -198,6 +198,28 @@ def test_nothing_is_written_without_leave(client, filled):
     assert guarded.post("/triage", content=b"x" * (2 << 20), headers=right).status_code == 413
 
 
+def test_a_regression_is_acknowledged_with_the_token(history, spool):
+    fill(history, spool)
+    client = TestClient(create_app(history, token="a long and secret token"), base_url="http://127.0.0.1")
+    before = client.get("/triage.json").json()
+    assert before["may_write"]
+    assert before["counts"]["open"] == 3
+    (mine,) = (one for one in before["regressions"] if (one["case"], one["phase"]) == (CASE.key, "combine"))
+    assert (mine["state"], mine["since"], mine["night"]) == ("open", "n3", "n4")
+    form = {"s": COMBINE, "who": "ada", "why": "known <i>", "until": "2999-01-01", "token": "a long and secret token"}
+    answer = client.post("/triage", data=form, headers={"Origin": "http://127.0.0.1"})
+    assert (answer.status_code, answer.url.path) == (200, "/triage")
+    assert "known &lt;i&gt;" in answer.text
+    after = client.get("/triage.json").json()
+    assert after["counts"]["acknowledged"] == 1
+    (mine,) = (one for one in after["regressions"] if one["state"] == "acknowledged")
+    assert (mine["by"], mine["why"], mine["until"]) == ("ada", "known <i>", "2999-01-01")
+    cells = [cell for row in client.get("/nights/n4.json").json()["rows"] for cell in row["cells"]]
+    (told,) = {cell["acknowledged"] for cell in cells} - {""}
+    assert told == "acknowledged by ada until 2999-01-01: known <i>"
+    assert client.post("/triage", data={**form, "until": "2000-01-01"}).status_code == 400
+
+
 def test_it_answers_for_its_own_names_alone(filled):
     guarded = TestClient(create_app(filled, hosts=("localhost", "127.0.0.1", "::1")), base_url="http://127.0.0.1:8642")
     for host in ("localhost:8642", "127.0.0.1", "[::1]:8642"):

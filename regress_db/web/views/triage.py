@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from harness.case import Phase
 from regress_db.history import History
-from regress_db.triage import decisions
-from regress_db.web.views.people import notes_of, regressions_of
+from regress_db.triage import Regression, decisions, regressions
+from regress_db.web.views.people import notes_of
 from regress_db.web.views.shared import Answer, NoteLine, apart, in_common
 
 State = Literal["open", "acknowledged", "fixed", "expected"]
@@ -79,7 +79,7 @@ MOST_NOTES = 200
 
 def gather(history: History, *, may_write: bool = False) -> TriageView:
     """What there is to triage, and what people said."""
-    found = regressions_of(history, MOST_REGRESSIONS)
+    found = regressions(history, limit=MOST_REGRESSIONS)
     common = in_common({one.case for one in found})
     lines = [_line(one, common) for one in found]
     return TriageView(
@@ -94,7 +94,7 @@ def gather(history: History, *, may_write: bool = False) -> TriageView:
                 platform=one.platform or "",
                 phase=one.phase or "",
                 from_time=one.from_time,
-                until=getattr(one, "until", None),
+                until=one.until,
                 by=one.decided_by,
                 at=one.decided_at,
                 why=one.reason,
@@ -106,7 +106,7 @@ def gather(history: History, *, may_write: bool = False) -> TriageView:
     )
 
 
-def _line(one: Any, common: dict[str, str]) -> RegressionLine:
+def _line(one: Regression, common: dict[str, str]) -> RegressionLine:
     return RegressionLine(
         state=one.state,
         case=one.case,
