@@ -10,6 +10,7 @@ Next to read: `regress_db.method.changepoints` (the method).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -193,10 +194,19 @@ def changes_of_series(
 
 
 def _changed(series: _Series, nodes: Machines, floor: float) -> list[_Found]:
+    labels = _labels(series, nodes)
+    found = _detected(tuple(series.medians()), None if labels is None else tuple(labels), floor)
+    return [_located(series, change) for change in found]
+
+
+@functools.lru_cache(maxsize=64)
+def _detected(
+    values: tuple[float, ...], labels: tuple[frozenset[tuple[int, int]], ...] | None, floor: float
+) -> tuple[ChangePoint, ...]:
+    """Changes by what they depend on: a page that is looked at again does not look for them again."""
     from regress_db.method.changepoints import detect
 
-    labels = _labels(series, nodes)
-    return [_located(series, change) for change in detect(series.medians(), groups=labels, floor=floor)]
+    return tuple(detect(values, groups=labels, floor=floor))
 
 
 def _points(runs: Iterable[SeriesRun]) -> list[list[SeriesRun]]:

@@ -163,11 +163,15 @@ def headline(series: Sequence[SeriesVerdict]) -> str:
     """How many of what, worst first, in one sentence."""
     if not series:
         return "Nothing was planned and nothing ran."
-    counts = {verdict: sum(one.verdict == verdict for one in series) for verdict in WORST_FIRST}
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     passes = Counter(one.passes_as for one in series if one.passes_as)
-    passing = ", ".join(f"{count} of them {how}" for how, count in sorted(passes.items(), reverse=True))
-    return f"{len(series)} series: {told}{f' ({passing})' if passing else ''}."
+    passing = ", ".join(f"{count} {how}" for how, count in sorted(passes.items(), reverse=True))
+    counts = Counter(one.verdict for one in series)
+    told = (
+        f"{counts[verdict]} {verdict}{f' ({passing})' if passing and verdict == 'regressed' else ''}"
+        for verdict in WORST_FIRST
+        if counts[verdict]
+    )
+    return f"{len(series)} series: {', '.join(told)}."
 
 
 def worst_first(series: Iterable[SeriesVerdict]) -> tuple[SeriesVerdict, ...]:

@@ -67,7 +67,7 @@ def test_an_acknowledged_regression_passes_until_it_gets_worse(history, nights):
     assert worst.acknowledged == made.number
     assert worst.waiver == "acknowledged by ada, at +30.0 %: known, being worked on"
     assert worst.sentence.endswith(f"; {worst.waiver}.")
-    assert "(1 of them acknowledged)" in said.headline
+    assert "1 regressed (1 acknowledged)" in said.headline
 
     same = nights(262.0)
     assert code(history, same) == 0

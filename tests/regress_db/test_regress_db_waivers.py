@@ -50,7 +50,7 @@ def test_a_waived_regression_is_still_called_one_but_does_not_fail_the_night(slo
     assert worst.waiver.startswith("waived until ")
     assert worst.waiver in worst.sentence
     assert verdict.exit_code(strict=True) == 0
-    assert "(1 of them waived)" in verdict.headline
+    assert "1 regressed (1 waived)" in verdict.headline
     assert stored_verdict(slower, "second") == verdict
 
 

@@ -2,6 +2,7 @@
 
 import rich_history as rich
 from looking import Chart, series
+from playwright.sync_api import expect
 
 from regress_db.wording import SIGNS
 
@@ -12,7 +13,7 @@ def cell(page, verdict, place=0):
 
 def test_the_worst_is_first_and_every_verdict_has_its_sign(page, server):
     page.goto(server.url)
-    assert page.locator("table.grid tbody tr").first.locator(".is-regressed").count() == 1
+    expect(page.locator("table.grid tbody tr").first.locator(".is-regressed")).to_have_count(1)
     for one in page.locator("table.grid .cell .verdict").all():
         sign, word = one.inner_text()[0], one.inner_text()[1:].strip()
         assert sign == SIGNS[word]
@@ -26,7 +27,7 @@ def test_hovering_a_cell_tells_all_and_escape_takes_it_away(page, server):
     assert "interval" in said
     assert "code" in said
     page.keyboard.press("Escape")
-    assert not page.locator("#tip").is_visible()
+    expect(page.locator("#tip")).to_be_hidden()
 
 
 def test_a_focused_cell_tells_the_same(page, server):
@@ -52,14 +53,14 @@ def test_filters_stand_in_the_address_and_come_from_it(page, server):
     assert "case=" not in page.url
     form.get_by_label("dtype").select_option("fp8")
     page.wait_for_url("**case=dtype%3Dfp8**")
-    assert page.locator("table.grid tbody tr").count() == 1
+    expect(page.locator("table.grid tbody tr")).to_have_count(1)
     assert "2 of 16 series shown" in form.inner_text()
     page.reload()
     assert form.get_by_label("verdict").input_value() == "failed"
     assert form.get_by_label("dtype").input_value() == "dtype=fp8"
     page.get_by_role("link", name="show all").click()
     page.wait_for_url("**/nights/*")
-    assert page.locator("table.grid tbody tr").count() == everything
+    expect(page.locator("table.grid tbody tr")).to_have_count(everything)
 
 
 def test_what_is_new_and_what_recovered(page, server):

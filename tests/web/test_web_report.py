@@ -4,6 +4,7 @@ import pytest
 import rich_history as rich
 from axe_playwright_python.sync_playwright import Axe
 from looking import Chart
+from playwright.sync_api import expect
 
 from regress_db.history import History
 from regress_db.web.report import write_report
@@ -26,7 +27,7 @@ def opened(new_page, report):
 
 
 def test_its_charts_are_drawn_when_they_are_seen(opened):
-    assert opened.locator("canvas").count() == 0
+    expect(opened.locator("canvas")).to_have_count(0)
     chart = Chart(opened.locator("figure.plot").first)
     assert chart.colours() > 20
     assert "▲ regressed" in " ".join(chart.press("End"))
@@ -49,15 +50,15 @@ def test_filters_work_and_stand_in_the_address(opened):
     rows = opened.locator("table.grid tbody tr:visible")
     everything = rows.count()
     form.get_by_label("verdict").select_option("failed")
-    assert rows.count() == 1
+    expect(rows).to_have_count(1)
     assert "verdict=failed" in opened.url
     opened.reload()
-    assert rows.count() == 1
+    expect(rows).to_have_count(1)
     form.get_by_label("backend").select_option("backend=ep_core")
-    assert rows.count() == 0
-    assert opened.locator("#nothing").is_visible()
+    expect(rows).to_have_count(0)
+    expect(opened.locator("#nothing")).to_be_visible()
     form.get_by_role("button", name="Show all").click()
-    assert rows.count() == everything
+    expect(rows).to_have_count(everything)
     assert "?" not in opened.url
 
 
@@ -87,4 +88,4 @@ def test_it_can_be_read_by_all_and_never_scrolls_sideways(opened):
 
 def test_it_is_whole_on_paper(opened):
     opened.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    assert opened.locator("canvas").count() == opened.locator("figure.plot").count()
+    expect(opened.locator("canvas")).to_have_count(opened.locator("figure.plot").count())

@@ -5,6 +5,7 @@ import re
 import pytest
 import rich_history as rich
 from looking import Chart, series
+from playwright.sync_api import expect
 
 STEP = rich.NIGHTS[10]
 
@@ -40,7 +41,7 @@ def test_the_pointer_sees_what_the_keyboard_sees_and_a_click_opens_the_run(chart
     by_key = chart.press("Home", "ArrowRight", "ArrowRight")
     place = chart.chosen()
     chart.page.keyboard.press("Escape")
-    assert not chart.tip.is_visible()
+    expect(chart.tip).to_be_hidden()
     chart.point_at(*place)
     assert chart.said() == by_key
     chart.page.mouse.click(*place)
@@ -109,7 +110,7 @@ def test_the_logarithm_is_switched_at_once_and_stands_in_the_address(chart):
 def test_the_points_are_a_table_on_request(chart):
     chart.page.get_by_text("The points as a table").click()
     rows = chart.page.get_by_role("group", name="points", exact=True).locator("tbody tr")
-    assert rows.count() == 22
+    expect(rows).to_have_count(22)
     assert "▲ regressed" in rows.first.inner_text()
     rows.first.get_by_role("link").click()
     chart.page.wait_for_url("**/runs/*")
@@ -148,9 +149,9 @@ def test_a_series_is_found_by_words_of_its_key(page, server):
     page.goto(server.url + "/series")
     page.get_by_label("words of the key").fill("torch bf16")
     page.locator("form.filters").get_by_label("phase").select_option("combine")
-    assert page.locator("#choices tbody tr:visible").count() == 1
+    expect(page.locator("#choices tbody tr:visible")).to_have_count(1)
     assert "1 of " in page.get_by_role("status").inner_text()
     page.reload()
-    assert page.locator("#choices tbody tr:visible").count() == 1
+    expect(page.locator("#choices tbody tr:visible")).to_have_count(1)
     page.locator("#choices tbody tr:visible a").click()
     page.wait_for_url("**/series?s=**")

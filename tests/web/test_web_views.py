@@ -9,6 +9,7 @@ import pytest
 import rich_history as rich
 from axe_playwright_python.sync_playwright import Axe
 from looking import series
+from playwright.sync_api import expect
 
 PHONE = {"width": 390, "height": 844}
 
@@ -58,7 +59,7 @@ def complaints_of_axe(page, only=None):
 def test_a_view_opens_and_can_be_read_by_all(name, page, server):
     answer = page.goto(address_of(name, page, server))
     assert answer.ok
-    assert page.locator("h1").count() == 1
+    expect(page.locator("h1")).to_have_count(1)
     assert not complaints_of_axe(page)
     if name in IN_THE_DARK:
         page.emulate_media(color_scheme="dark")
@@ -94,7 +95,7 @@ def test_every_link_of_every_view_leads_somewhere(page, server):
 
 def test_names_from_records_are_text_and_never_markup(page, server):
     page.goto(server.url)
-    assert page.locator("table.grid tr", has_text=rich.ODD).count() == 1
+    expect(page.locator("table.grid tr", has_text=rich.ODD)).to_have_count(1)
     page.goto(server.url + series(rich.ODD_KEY))
     assert rich.ODD in page.locator("h1").inner_text().replace("\u200b", "")
     assert json.loads(page.locator("script.data").text_content())["asked"][0]["case"] == rich.ODD_KEY

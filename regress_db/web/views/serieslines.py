@@ -179,9 +179,7 @@ class _Read:
             )
         }
         of_series = (RUNS.c.case_id == pair.case_id, RUNS.c.platform_id == pair.platform_id)
-        runs: list[PointRun] = []
-        contents: dict[int, str] = {}
-        for *of_run, content in connection.execute(
+        ok_runs = connection.execute(
             select(
                 RUNS.c.id,
                 RUNS.c.run_id,
@@ -189,18 +187,21 @@ class _Read:
                 RUNS.c.night_id,
                 NIGHTS.c.name,
                 RUNS.c.environment_id,
-                ENVIRONMENTS.c.commit,
-                ENVIRONMENTS.c.digest,
-                cast(ENVIRONMENTS.c.content, Text),
             )
-            .join(ENVIRONMENTS, ENVIRONMENTS.c.id == RUNS.c.environment_id)
             .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
             .where(*of_series, RUNS.c.outcome == "ok")
-            .order_by(RUNS.c.started_at, RUNS.c.id)
-        ).all():
-            run = PointRun(*of_run)
-            runs.append(run)
-            contents[run.environment] = content
+        ).all()
+        commits: dict[int, tuple[str, str]] = {}
+        contents: dict[int, str] = {}
+        for number, commit, digest, content in connection.execute(
+            select(
+                ENVIRONMENTS.c.id, ENVIRONMENTS.c.commit, ENVIRONMENTS.c.digest, cast(ENVIRONMENTS.c.content, Text)
+            ).where(ENVIRONMENTS.c.id.in_(select(RUNS.c.environment_id).where(*of_series, RUNS.c.outcome == "ok")))
+        ):
+            commits[number] = commit, digest
+            contents[number] = content
+        runs = [PointRun(*one, *commits[one[-1]]) for one in ok_runs]
+        runs.sort(key=lambda run: (run.started_at, run.number))
         values: dict[str, dict[int, float]] = {name: {} for name in numbers.values()}
         for number, metric, value in connection.execute(
             select(RUN_VALUES.c.run, RUN_VALUES.c.metric, RUN_VALUES.c.value)
