@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-import httpx
+import httpx2
 import numpy as np
 from generated_history import cached, told
 from generated_rows import PLATFORM, Shape, name_of_night, run_id
@@ -160,7 +160,7 @@ def in_process(path: Path) -> Iterator[Ask]:
     from regress_db.web.app import create_app
 
     with History.open(path, read_only=True) as history, asyncio.Runner() as runner:
-        client = httpx.AsyncClient(transport=httpx.ASGITransport(create_app(history)), base_url="http://127.0.0.1")
+        client = httpx2.AsyncClient(transport=httpx2.ASGITransport(create_app(history)), base_url="http://127.0.0.1")
 
         def ask(address: str) -> int:
             answer = runner.run(client.get(address))
@@ -181,7 +181,7 @@ def served(path: Path) -> Iterator[tuple[str, Ask]]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port, server)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=_ANSWER_DEADLINE_S) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=_ANSWER_DEADLINE_S) as client:
 
             def ask(address: str) -> int:
                 answer = client.get(address)

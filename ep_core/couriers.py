@@ -1,16 +1,18 @@
 """Couriers: threads that carry what a rank publishes to other nodes, over a gloo process group of the buffer's own.
 
-One for each other node takes messages from the outbox and sends them to the rank that holds this rank's mirror there;
-one for each mirror that this rank holds receives and delivers. They know nothing of operations: what a message means
-stands in `ep_core/csrc/outbox.hpp`. Called by `ep_core.host`.
+For each other node one thread takes messages from the outbox and sends them to the rank that holds this rank's mirror
+there, and one listens to what that rank answers; one for each mirror that this rank holds receives and delivers. They
+know nothing of operations: what a message means stands in `ep_core/csrc/outbox.hpp`. Called by `ep_core.host`.
 
-A sender says goodbye at the end and waits until that has arrived, so that nothing of what it sent before is lost with
-its process. A connection that ends without one means that the rank is gone: its mirror then says so, and who waits for
-it gives up at once.
+A sender says goodbye at the end and the answer is waited for, so that nothing of what it sent before is lost with its
+process. A connection that ends without a goodbye means that the rank is gone: its mirror then says so, and who waits
+for it gives up at once. A rank that leaves asks those who send to it for their goodbyes, so that all its threads end:
+one that was still in gloo while the interpreter ends would take the process down with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +30,8 @@ from ep_core.nodes import Nodes
 _INLINE = 4096
 """Bytes of a message that travel with its length; the rest follows in one piece."""
 _LENGTH = 8
-_DATA, _ARRIVED = 0, 1
+_DATA, _ANSWER = 0, 1
+_ARRIVED, _LEAVING = 1, 2
 _TAKE_MS = 500
 _GOODBYE_S = 3.0
 _FOR_EVER = timedelta(days=3650)
@@ -70,31 +73,86 @@ class Couriers:
 
     def __init__(self, host: _host.Host, store: Store, nodes: Nodes) -> None:
         rank = nodes.rank
-        self._group = cast(_Pairs, dist.ProcessGroupGloo(store, rank, len(nodes.node_of), _FOR_EVER))
-        self._outboxes = []
-        self._senders = []
-        self._receivers = []
+        group = cast(_Pairs, dist.ProcessGroupGloo(store, rank, len(nodes.node_of), _FOR_EVER))
+        self._outboxes: list[_host.Outbox] = []
+        self._threads: list[threading.Thread] = []
+        self._mirrors = [_Mirror(group, host, source) for source in nodes.held(rank)]
         for node in range(nodes.count):
             if node != nodes.mine:
-                outbox = host.outbox(node)
+                outbox, target = host.outbox(node), nodes.holder(rank, node)
                 self._outboxes.append(outbox)
-                self._senders.append(self._thread(_send, outbox, nodes.holder(rank, node)))
-        for source in nodes.held(rank):
-            self._receivers.append(self._thread(_receive, host, source))
-        for thread in (*self._senders, *self._receivers):
-            thread.start()
+                self._start(_send, group, outbox, target)
+                self._start(_listen, group, outbox, target)
+        for mirror in self._mirrors:
+            self._start(mirror.receive)
 
-    def _thread(self, work: Callable[..., None], *arguments: object) -> threading.Thread:
-        name = f"ep_core{work.__name__}"
-        return threading.Thread(target=work, args=(self._group, *arguments), name=name, daemon=True)
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        name = f"ep_core-{work.__name__.strip('_')}"
+        self._threads.append(threading.Thread(target=work, args=arguments, name=name, daemon=True))
+        self._threads[-1].start()
 
     def close(self) -> None:
-        """Send what is left, for at most a few seconds, and end the senders. A receiver ends with who sends to it."""
+        """Send what is left and end all threads, within a few seconds: longer only one stays that a peer holds up."""
         deadline = time.monotonic() + _GOODBYE_S
         for outbox in self._outboxes:
             outbox.close()
-        for thread in self._senders:
+        for mirror in self._mirrors:
+            self._start(mirror.leave)
+        for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0))
+
+
+class _Mirror:
+    """The receiving end of one mirror that this rank holds: what `source` sends is delivered until it says goodbye."""
+
+    def __init__(self, group: _Pairs, host: _host.Host, source: int) -> None:
+        self._group, self._host, self._source = group, host, source
+        self._answering = threading.Lock()
+        self._ended = False
+
+    def receive(self) -> None:
+        """Deliver until the source says goodbye or is gone."""
+        head = torch.empty(_LENGTH + _INLINE, dtype=torch.uint8)
+        try:
+            while True:
+                self._group.recv([head], self._source, _DATA).wait()
+                length = int(head[:_LENGTH].view(torch.int64)[0])
+                if length == 0:
+                    break
+                message = torch.empty(length, dtype=torch.uint8)
+                message[:_INLINE] = head[_LENGTH : _LENGTH + min(length, _INLINE)]
+                if length > _INLINE:
+                    self._group.recv([message[_INLINE:]], self._source, _DATA).wait()
+                self._host.deliver(self._source, message.data_ptr(), length)
+            self._answer(_ARRIVED)
+        except RuntimeError:
+            self._ended = True
+        self._host.depart(self._source)
+
+    def leave(self) -> None:
+        """Ask the source for its goodbye, if it has not said it."""
+        with contextlib.suppress(RuntimeError):
+            self._answer(_LEAVING)
+
+    def _answer(self, word: int) -> None:
+        """Tell the source's listener, which is there until it is told that the goodbye arrived."""
+        with self._answering:
+            if not self._ended:
+                self._ended = word == _ARRIVED
+                self._group.send([torch.tensor([word], dtype=torch.uint8)], self._source, _ANSWER).wait()
+
+
+def _listen(group: _Pairs, outbox: _host.Outbox, target: int) -> None:
+    """Hear what `target` answers: that it leaves, so that nothing more is to be sent, or that the goodbye arrived."""
+    word = torch.empty(1, dtype=torch.uint8)
+    try:
+        while True:
+            group.recv([word], target, _ANSWER).wait()
+            if int(word[0]) == _ARRIVED:
+                return
+            outbox.close()
+    except RuntimeError:
+        outbox.close()
 
 
 def _send(group: _Pairs, outbox: _host.Outbox, target: int) -> None:
@@ -105,7 +163,6 @@ def _send(group: _Pairs, outbox: _host.Outbox, target: int) -> None:
             if message is not None:
                 _send_one(group, torch.from_numpy(message), target)
         _send_one(group, torch.empty(0, dtype=torch.uint8), target)
-        group.recv([torch.empty(1, dtype=torch.uint8)], target, _ARRIVED).wait()
     except RuntimeError:
         # The rank there is gone; its own node, and whoever awaits it, will know.
         outbox.close()
@@ -119,23 +176,3 @@ def _send_one(group: _Pairs, message: torch.Tensor, target: int) -> None:
     group.send([head], target, _DATA).wait()
     if len(message) > _INLINE:
         group.send([message[_INLINE:]], target, _DATA).wait()
-
-
-def _receive(group: _Pairs, host: _host.Host, source: int) -> None:
-    """Deliver what `source` sends until it says goodbye or is gone."""
-    head = torch.empty(_LENGTH + _INLINE, dtype=torch.uint8)
-    try:
-        while True:
-            group.recv([head], source, _DATA).wait()
-            length = int(head[:_LENGTH].view(torch.int64)[0])
-            if length == 0:
-                group.send([torch.zeros(1, dtype=torch.uint8)], source, _ARRIVED).wait()
-                break
-            message = torch.empty(length, dtype=torch.uint8)
-            message[:_INLINE] = head[_LENGTH : _LENGTH + min(length, _INLINE)]
-            if length > _INLINE:
-                group.recv([message[_INLINE:]], source, _DATA).wait()
-            host.deliver(source, message.data_ptr(), length)
-    except RuntimeError:
-        pass
-    host.depart(source)

@@ -121,7 +121,10 @@ class _Series:
     points: list[list[SeriesRun]]
 
     def medians(self) -> list[float]:
-        return [statistics.median(run.value for run in point) for point in self.points]
+        return [
+            point[0].value if len(point) == 1 else statistics.median(run.value for run in point)
+            for point in self.points
+        ]
 
 
 @dataclass(frozen=True, slots=True)

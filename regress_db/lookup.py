@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, Select, select
 
 from regress_db.errors import NotFoundError
 from regress_db.schema import BASELINES, CASES, NIGHTS, NODES, RUN_RANKS, RUNS
@@ -23,6 +24,22 @@ AFTER_HEX = "g"
 
 _CANDIDATES = 10
 _CHUNK = 500
+
+
+def plain(connection: Connection, statement: Select[Any]) -> list[tuple[Any, ...]]:
+    """Rows as the driver has them, in half the time: for thousands of rows of numbers and texts.
+
+    A time is what `as_utc` takes.
+    """
+    with connection.execute(statement) as result:
+        cursor = result.cursor
+        assert cursor is not None
+        return list(cursor.fetchall())
+
+
+def as_utc(stored: str | datetime) -> datetime:
+    """A time as a driver has it (`schema.UtcDateTime` stores it without a zone), aware."""
+    return (datetime.fromisoformat(stored) if isinstance(stored, str) else stored).replace(tzinfo=UTC)
 
 
 def run(connection: Connection, prefix: str) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from harness.case import PHASES, Phase
 from regress_db import definitions
 from regress_db.errors import FilterError, NotFoundError
 from regress_db.history import History
+from regress_db.lookup import as_utc, plain
 from regress_db.metrics import RUN_VALUE_METRIC
 from regress_db.queries import DEFAULT_METRIC, metric_numbers
 from regress_db.schema import ENVIRONMENTS, METRICS, NIGHTS, RUN_RANKS, RUN_VALUES, RUNS, VERDICTS
@@ -179,45 +180,50 @@ class _Read:
             )
         }
         of_series = (RUNS.c.case_id == pair.case_id, RUNS.c.platform_id == pair.platform_id)
-        ok_runs = connection.execute(
-            select(
-                RUNS.c.id,
-                RUNS.c.run_id,
-                RUNS.c.started_at,
-                RUNS.c.night_id,
-                NIGHTS.c.name,
-                RUNS.c.environment_id,
-            )
-            .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
-            .where(*of_series, RUNS.c.outcome == "ok")
-        ).all()
-        commits: dict[int, tuple[str, str]] = {}
-        contents: dict[int, str] = {}
-        for number, commit, digest, content in connection.execute(
+        of_runs = select(RUNS.c.environment_id).where(*of_series, RUNS.c.outcome == "ok")
+        environments = plain(
+            connection,
             select(
                 ENVIRONMENTS.c.id, ENVIRONMENTS.c.commit, ENVIRONMENTS.c.digest, cast(ENVIRONMENTS.c.content, Text)
-            ).where(ENVIRONMENTS.c.id.in_(select(RUNS.c.environment_id).where(*of_series, RUNS.c.outcome == "ok")))
-        ):
-            commits[number] = commit, digest
-            contents[number] = content
-        runs = [PointRun(*one, *commits[one[-1]]) for one in ok_runs]
+            ).where(ENVIRONMENTS.c.id.in_(of_runs)),
+        )
+        code = {number: (commit, digest) for number, commit, digest, _ in environments}
+        runs = [
+            PointRun(number, run_id, as_utc(at), night_id, night, environment, *code[environment])
+            for number, run_id, at, night_id, night, environment in plain(
+                connection,
+                select(
+                    RUNS.c.id,
+                    RUNS.c.run_id,
+                    RUNS.c.started_at,
+                    RUNS.c.night_id,
+                    NIGHTS.c.name,
+                    RUNS.c.environment_id,
+                )
+                .outerjoin(NIGHTS, NIGHTS.c.id == RUNS.c.night_id)
+                .where(*of_series, RUNS.c.outcome == "ok"),
+            )
+        ]
         runs.sort(key=lambda run: (run.started_at, run.number))
         values: dict[str, dict[int, float]] = {name: {} for name in numbers.values()}
-        for number, metric, value in connection.execute(
+        for number, metric, value in plain(
+            connection,
             select(RUN_VALUES.c.run, RUN_VALUES.c.metric, RUN_VALUES.c.value)
             .join(RUNS, RUNS.c.id == RUN_VALUES.c.run)
-            .where(RUN_VALUES.c.metric.in_(numbers), *of_series)
-        ).all():
+            .where(RUN_VALUES.c.metric.in_(numbers), *of_series),
+        ):
             values[numbers[metric]][number] = value
         nodes: dict[int, list[int]] = defaultdict(list)
-        for number, node in connection.execute(
+        for number, node in plain(
+            connection,
             select(RUN_RANKS.c.run, RUN_RANKS.c.node_id)
             .distinct()
             .join(RUNS, RUNS.c.id == RUN_RANKS.c.run)
-            .where(*of_series)
-        ).all():
+            .where(*of_series),
+        ):
             nodes[number].append(node)
-        said = connection.execute(
+        said = plain(
+            connection,
             select(
                 VERDICTS.c.night_id,
                 VERDICTS.c.verdict,
@@ -230,13 +236,13 @@ class _Read:
                 VERDICTS.c.case_id == pair.case_id,
                 VERDICTS.c.platform_id == pair.platform_id,
                 VERDICTS.c.phase == phase,
-            )
-        ).all()
+            ),
+        )
         return cls(
             runs=runs,
             values=values,
-            said={row[0]: Said(*row) for row in said},
-            contents=contents,
+            said={one[0]: Said(*one) for one in said},
+            contents={number: content for number, _, _, content in environments},
             nodes=nodes,
         )
 
@@ -245,10 +251,10 @@ def _points(read: _Read, metric: str, by: PointsBy) -> Points:
     """The columns: a group of runs is a point."""
     values = read.values.get(metric, {})
     bounds = [read.values.get(name, {}) for name in _INTERVALS.get(metric, ())]
-    groups: dict[object, list[PointRun]] = defaultdict(list)
+    groups: dict[object, list[PointRun]] = {}
     for run in read.runs:
         if run.number in values:
-            groups[_group(run, by)].append(run)
+            groups.setdefault(run.number if by == "run" else _group(run, by), []).append(run)
     held = [[values[run.number] for run in runs] for runs in groups.values()]
     lows, highs = [min(of_point) for of_point in held], [max(of_point) for of_point in held]
     if bounds:

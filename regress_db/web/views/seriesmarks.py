@@ -173,10 +173,10 @@ def marks_of(
     contents: environments in JSON, by row number. nodes: row numbers of the machines of each run.
     """
     hosts = _new_hosts(connection, runs, nodes)
-    sections = {number: _sections(content) for number, content in contents.items()}
+    sections = {number: _but_code(content) for number, content in contents.items()}
     marks = []
     for before, after in itertools.pairwise(runs):
-        found = _but_code(sections[before.environment], sections[after.environment])
+        found = _differences(sections[before.environment], sections[after.environment])
         found += hosts.get(after.number, ())
         if found:
             marks.append(
@@ -195,13 +195,20 @@ _sections = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 """An environment's sections, each still in JSON: two that are alike need not be looked into."""
 
 
-def _but_code(before: Mapping[str, msgspec.Raw], after: Mapping[str, msgspec.Raw]) -> list[Difference]:
+def _but_code(content: str) -> dict[str, msgspec.Raw]:
+    found = _sections(content)
+    found.pop(_CODE, None)
+    return found
+
+
+def _differences(before: Mapping[str, msgspec.Raw], after: Mapping[str, msgspec.Raw]) -> list[Difference]:
     """Where two environments differ; equal sections are not looked into."""
-    if before is after:
+    if before == after:
         return []
-    names = [name for name in {**before, **after} if name != _CODE and before.get(name) != after.get(name)]
-    sides = ({name: msgspec.json.decode(side[name]) for name in names if name in side} for side in (before, after))
-    return differences(*sides) if names else []
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return differences(
+        *({name: msgspec.json.decode(side[name]) for name in names if name in side} for side in (before, after))
+    )
 
 
 def _new_hosts(
