@@ -1,6 +1,7 @@
 // Low-latency dispatch for buffers whose ranks are on several nodes. Needs MSCCL++'s headers.
+// First, as the kernels below are made with it.
 #include "ports.cuh"
-// Above: what the kernels below are for.
+
 #include "low_latency_dispatch.cuh"
 #include "ports_face.hpp"
 

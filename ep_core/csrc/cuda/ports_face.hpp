@@ -1,5 +1,6 @@
 // The kernels for ranks on several nodes as the host knows them: there where MSCCL++ was found when this was built. Plain
-// C++; called by low_latency.cpp and segment.cpp.
+// C++; called by low_latency.cpp and
+// segment.cpp. Its implementation is ports*.cu, or ports_absent.cpp.
 //
 // Next to read: ports.hpp.
 #pragma once
@@ -17,6 +18,17 @@ struct PortsOfBuffer {
   void* of = nullptr;
   std::uint64_t remote = 0;
   int slots = 0;
+};
+
+// Which slot of a half's messages belongs to which pair: a rank's peers of other nodes have its slots in rank order.
+struct SlotsOfRank {
+  std::uint64_t remote = 0;  // the ranks of other nodes, one bit each
+  int most = 0;              // of any rank
+  std::vector<int> here;     // by peer: its slot here, -1 for a rank of this node
+  std::vector<int> there;    // this rank's slot there
+
+  // node_of: by rank.
+  SlotsOfRank(int rank, const std::vector<int>& node_of);
 };
 
 // Bytes of a device handle of a channel; 0 where this was built without MSCCL++.
