@@ -40,6 +40,7 @@ class Buffer(LowLatencyFace, HighThroughputFace):
         group, rank, group_size, num_nvl_bytes, num_rdma_bytes, low_latency_mode: as given.
         timeout_s: the deadline of every wait, seconds.
         device: where its operations' tensors are.
+        nodes: beyond DeepEP: which ranks share memory; between nodes rows travel over gloo.
         num_sms: processors for high-throughput kernels (used by the CUDA engine only).
     """
 
@@ -62,13 +63,14 @@ class Buffer(LowLatencyFace, HighThroughputFace):
         """Make the buffer; collective over `group`.
 
         Arguments:
-            group: the ranks, 1 to 64, all on one machine.
+            group: the ranks, 1 to 64; on CUDA all on one machine.
             num_nvl_bytes: ring for `dispatch` and `combine`, bytes; 0 for none, else at least
                 `Config.least_nvl_bytes`, better `Config.get_nvl_buffer_size_hint`.
             num_rdma_bytes: region for low latency, bytes; at least `get_low_latency_rdma_size_hint`, or 0 for none.
                 Memory is taken as it is touched, in each rank's own name.
             low_latency_mode: whether low-latency operations will be used.
-            num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: for networks, of which there is none.
+            num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: accepted and of no effect: between nodes
+                rows travel over gloo, inside of a node over shared memory.
             explicitly_destroy: accepted; memory goes with `destroy` or with the buffer, whichever is first.
             timeout_s: beyond DeepEP: the deadline of every wait, seconds; None: the variable EP_TIMEOUT_S, else 60.
             device: beyond DeepEP: where the operations' tensors are, of the same type on all ranks. None: the current
@@ -96,6 +98,7 @@ class Buffer(LowLatencyFace, HighThroughputFace):
         self.device = _device(group, device)
         make = HostEngine if self.device.type == "cpu" else cuda.CudaEngine
         self._engine: Engine = make(group, num_nvl_bytes, num_rdma_bytes, self.timeout_s, self.device)
+        self.nodes = self._engine.nodes
         self._maps = WeakTensorKeyDictionary()
 
     def destroy(self) -> None:

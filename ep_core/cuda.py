@@ -30,6 +30,7 @@ from ep_core.engine import (
 )
 from ep_core.errors import EPTimeoutError
 from ep_core.event import EventOverlap
+from ep_core.nodes import Nodes
 from ep_core.open_operations import OpenOperations
 from ep_core.streams import Call, CudaCall, Streams
 
@@ -100,6 +101,7 @@ class CudaEngine:
         self.device = device
         self.max_experts = _cuda.MAX_EXPERTS
         self._rank, self._ranks = group.rank(), group.size()
+        self.nodes = Nodes(self._rank, (0,) * self._ranks)
         self._timeout_s = timeout_s
         self._ll_sms = sms_wanted(os.environ.get(_LL_SMS, ""))
         self._streams = Streams(device)

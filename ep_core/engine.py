@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 
 from ep_core.event import EventOverlap
+from ep_core.nodes import Nodes
 from ep_core.streams import Call
 
 Hook = Callable[[], None]
@@ -173,11 +174,12 @@ class HighThroughputBack:
 class Engine(Protocol):
     """Moves rows between the ranks of one buffer. Every wait inside has a deadline (`EPTimeoutError`).
 
-    device: where its tensors are. max_experts: the most experts it can serve.
+    device: where its tensors are. max_experts: the most experts it can serve. nodes: which ranks share memory.
     """
 
     device: torch.device
     max_experts: int
+    nodes: Nodes
 
     def check(self) -> None:
         """Raise what earlier operations have reported since they returned. Never waits."""

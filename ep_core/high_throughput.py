@@ -47,7 +47,8 @@ class HighThroughputFace:
 
         Returns:
             num_tokens_per_rank: int32 [R], a token counted once for each rank it goes to.
-            num_tokens_per_rdma_rank: None, as there is one node.
+            num_tokens_per_rdma_rank: int32 [nodes], a token counted once for each node it goes to, in the order of
+                `Buffer.nodes`; None where there is one node.
             num_tokens_per_expert: int32 [E], every selection counted.
             is_token_in_rank: bool [T, R].
             event.
@@ -59,8 +60,9 @@ class HighThroughputFace:
         checks.previous(previous_event, async_finish, allocate_on_comm_stream)
         with self._engine.call(previous_event, async_finish) as call:
             per_rank, per_expert, in_rank = self._engine.dispatch_layout(topk_idx, num_experts, call)
-            call.uses(topk_idx, per_rank, per_expert, in_rank)
-        return per_rank, None, per_expert, in_rank, call.event()
+            per_node = self._tokens_per_node(in_rank)
+            call.uses(topk_idx, per_rank, per_node, per_expert, in_rank)
+        return per_rank, per_node, per_expert, in_rank, call.event()
 
     def dispatch(
         self,
@@ -92,7 +94,7 @@ class HighThroughputFace:
             x: bf16 [T, H], or (float8_e4m3fn [T, H], scales float32 [T, H / 128]).
             handle: of an earlier dispatch, to send along the same routing again; then none of the next six is given.
             num_tokens_per_rank, num_tokens_per_rdma_rank, is_token_in_rank, num_tokens_per_expert: from
-                `get_dispatch_layout`.
+                `get_dispatch_layout`. The second may be left out, and is ignored on one node.
             topk_idx, topk_weights: int64 and float32 [T, K], both or none, to travel with the rows.
             expert_alignment: counts per expert are rounded up to a multiple of it.
             num_worst_tokens: when above 0, results have this many rows, rows beyond N undefined (their topk_idx is -1),
@@ -132,6 +134,7 @@ class HighThroughputFace:
             given = HighThroughputIn(rows, scales, None, None, cached[4], None, None, cached, num_worst_tokens, num_sms)
         else:
             given = self._routed(rows, scales, *routing, num_worst_tokens, num_sms)
+            self._check_tokens_per_node(num_tokens_per_rdma_rank, given.is_token_in_rank)
         with self._engine.call(previous_event, async_finish) as call:
             plan = self._engine.dispatch_begin(given, call)
             out = _received(given, plan)
@@ -207,6 +210,25 @@ class HighThroughputFace:
             self._engine.combine(given, out, out_weights, call)
             call.uses(x, topk_weights, *biases, src_idx, rank_prefix, in_rank, send_head, out, out_weights)
         return out, out_weights, call.event()
+
+    def _tokens_per_node(self, in_rank: torch.Tensor) -> torch.Tensor | None:
+        """int32 [nodes]: tokens for each node by is_token_in_rank; None where there is one node."""
+        nodes = self._engine.nodes
+        if nodes.count == 1:
+            return None
+        to_node = [in_rank[:, list(nodes.ranks_of(node))].any(1).sum() for node in range(nodes.count)]
+        return torch.stack(to_node).to(torch.int32)
+
+    def _check_tokens_per_node(self, given: torch.Tensor | None, in_rank: torch.Tensor) -> None:
+        wanted = self._tokens_per_node(in_rank)
+        if given is None or wanted is None:
+            return
+        checks.tensor("num_tokens_per_rdma_rank", given, self.device, torch.int32, tuple(wanted.shape))
+        for node, (have, said) in enumerate(zip(wanted.tolist(), given.tolist(), strict=True)):
+            if have != said:
+                raise ValueError(
+                    f"num_tokens_per_rdma_rank[{node}]: is_token_in_rank has {have} tokens for that node, got {said}"
+                )
 
     def _sms(self, config: object) -> int:
         """The processors to use."""

@@ -1,17 +1,22 @@
-"""The host engine: CPU tensors, one process per rank, shared memory. The Python half of `ep_core._host`.
+"""The host engine: CPU tensors, one process per rank. The Python half of `ep_core._host`.
 
-Turns checked tensors into addresses. Made by `ep_core.buffer`. Next to read: `ep_core/csrc/low_latency.hpp`.
+Shared memory inside a node, couriers between nodes. Turns checked tensors into addresses. Made by `ep_core.buffer`.
+Next to read: `ep_core/csrc/low_latency.hpp`; for several nodes `ep_core/csrc/outbox.hpp`, `ep_core.couriers`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import secrets
+import weakref
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 from ep_core import _host, rendezvous
+from ep_core.couriers import start
 from ep_core.engine import (
     Combine,
     DispatchPlan,
@@ -26,7 +31,12 @@ from ep_core.engine import (
     address_of,
 )
 from ep_core.event import EventOverlap
+from ep_core.nodes import Nodes
 from ep_core.streams import Call
+
+
+def _nothing() -> None:
+    pass
 
 
 def _addresses(map: LowLatencyMap | None) -> tuple[int, int]:
@@ -36,8 +46,11 @@ def _addresses(map: LowLatencyMap | None) -> tuple[int, int]:
 class HostEngine:
     """Implements `ep_core.engine.Engine`. Constructing it is collective over `group`.
 
-    Raises `EPTimeoutError` for ranks that do not come within `timeout_s` seconds, `ValueError` for ranks that cannot be
-    reached or were given other sizes.
+    Raises `EPTimeoutError` for ranks that do not come within `timeout_s` seconds, `ValueError` for ranks that were
+    given other sizes.
+
+    Attributes:
+        nodes: which ranks share memory.
     """
 
     max_experts = _host.MAX_EXPERTS
@@ -55,18 +68,45 @@ class HostEngine:
         token = secrets.token_bytes(16)
         self._ranks = ranks
         self._host = _host.Host(rank, ranks, num_nvl_bytes, num_rdma_bytes, timeout_s, token)
+        self._close_couriers: Callable[[], object] = _nothing
         try:
             mine = rendezvous.Address.of_this_process(self._host.fd, token.hex(), num_nvl_bytes, num_rdma_bytes)
             name = rendezvous.next_name(group)
             found = rendezvous.exchange(group, name, mine, timeout_s)
             for peer, address in enumerate(found):
                 address.check(peer, mine)
-            self._host.connect([(address.pid, address.fd, bytes.fromhex(address.token)) for address in found])
+            self.nodes = Nodes.found(rank, [address.machine for address in found])
+            if self.nodes.count == 1:
+                self._host.map([(one.pid, one.fd, bytes.fromhex(one.token)) for one in found], self.nodes.node_of)
+            else:
+                self._reach_other_nodes(group, name, found, timeout_s)
+            self._host.meet()
         except BaseException:
-            self._host.destroy()
+            self.destroy()
             raise
         with contextlib.suppress(RuntimeError):
             rendezvous.forget(group, name)
+
+    def _reach_other_nodes(
+        self, group: dist.ProcessGroup, name: str, found: list[rendezvous.Address], timeout_s: float
+    ) -> None:
+        """Make the mirrors that are this rank's to hold, map those of its node, and send couriers."""
+        nodes = self.nodes
+        held = nodes.held(nodes.rank)
+        fds = {str(source): self._host.hold(source, bytes.fromhex(found[source].token)) for source in held}
+        mine = dataclasses.replace(found[nodes.rank], mirrors=fds)
+        mirrors = rendezvous.exchange(group, f"{name}/mirrors", mine, timeout_s)
+        places = []
+        for rank, address in enumerate(found):
+            place = (address.pid, address.fd)
+            if not nodes.same(rank, nodes.rank):
+                holder = mirrors[nodes.holder(rank, nodes.mine)]
+                place = (holder.pid, holder.mirrors[str(rank)])
+            places.append((*place, bytes.fromhex(address.token)))
+        self._host.map(places, nodes.node_of)
+        couriers = start(group, f"{name}/couriers", self._host, nodes, timeout_s)
+        # Also when the process ends without destroying the buffer: others may still want what was sent last.
+        self._close_couriers = weakref.finalize(self, couriers.close)
 
     def check(self) -> None:
         """See `ep_core.engine.Engine`: nothing is ever left to be reported."""
@@ -249,5 +289,6 @@ class HostEngine:
         )
 
     def destroy(self) -> None:
-        """Give up the shared memory. May be called twice."""
+        """Give up the shared memory, once other nodes have what was sent to them. May be called twice."""
+        self._close_couriers()
         self._host.destroy()

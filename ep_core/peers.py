@@ -78,6 +78,7 @@ def map_peers(
     found = rendezvous.exchange(group, name, mine, timeout_s)
     for rank, address in enumerate(found):
         address.check(rank, mine)
+        address.check_machine(rank, mine)
         _check_reachable(rank, address.gpu, device)
     mapping = None
     if chosen == "mscclpp":

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
+from ep_core import nodes
 from ep_core.errors import EPTimeoutError
 
 _POLL_S = 0.002
@@ -32,8 +33,9 @@ _made: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
 class Address:
     """Where a rank's segment is found, and what must be equal to reach it.
 
-    fd, token: of a segment on the host. gpu, ipc_handle, transport: of one on a GPU: its UUID, the handle in
-    hexadecimal, and what maps it.
+    fd, token: of a segment on the host. mirrors: file descriptors of the mirrors that it holds, by the rank of another
+    node that each mirrors. ranks_per_node: as asked for. gpu, ipc_handle, transport: of one on a GPU: its UUID, the
+    handle in hexadecimal, and what maps it.
     """
 
     pid: int
@@ -48,6 +50,8 @@ class Address:
     gpu: str
     ipc_handle: str
     transport: str
+    ranks_per_node: int | None
+    mirrors: dict[str, int]
 
     @classmethod
     def of_this_process(
@@ -75,24 +79,35 @@ class Address:
             gpu=gpu,
             ipc_handle=ipc_handle,
             transport=transport,
+            ranks_per_node=nodes.ranks_per_node(),
+            mirrors={},
         )
 
+    @property
+    def machine(self) -> tuple[str, int]:
+        """Equal for processes that can map each other's memory: of one boot of one kernel, in one PID namespace."""
+        return self.boot_id, self.pid_namespace
+
     def check(self, rank: int, mine: Address) -> None:
-        """Raise `ValueError` when `rank`, which lives here, cannot share a buffer with this process (`mine`)."""
-        for name in ("device", "num_nvl_bytes", "num_rdma_bytes", "transport"):
+        """Raise `ValueError` when `rank`, which lives here, was given other things than this process (`mine`)."""
+        for name, words in (
+            ("device", "device"),
+            ("num_nvl_bytes", "num_nvl_bytes"),
+            ("num_rdma_bytes", "num_rdma_bytes"),
+            ("transport", "transport"),
+            ("ranks_per_node", nodes.OVERRIDE),
+        ):
             if getattr(self, name) != getattr(mine, name):
                 raise ValueError(
-                    f"{name}: rank {rank} was given {getattr(self, name)}, this rank {getattr(mine, name)}: "
+                    f"{words}: rank {rank} was given {getattr(self, name)}, this rank {getattr(mine, name)}: "
                     "give the same on all ranks"
                 )
+
+    def check_machine(self, rank: int, mine: Address) -> None:
+        """Raise `ValueError` when `rank`, which lives here, is not on the machine of this process (`mine`)."""
         if self.boot_id != mine.boot_id:
             raise ValueError(
-                f"rank {rank} runs on {self.host}, this rank on {mine.host}: a buffer joins ranks of one machine"
-            )
-        if self.device == "cpu" and self.pid_namespace != mine.pid_namespace:
-            raise ValueError(
-                f"rank {rank} runs in another container (PID namespace {self.pid_namespace}, here "
-                f"{mine.pid_namespace}): run all ranks of a machine in one container, or share the PID namespace"
+                f"rank {rank} runs on {self.host}, this rank on {mine.host}: on CUDA all ranks must be on one machine"
             )
 
 

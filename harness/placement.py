@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 from harness.environment import hostname
+from harness.errors import WorldError
 from harness.record import RankPlacement
 
 _NUMA_NODES = Path("/sys/devices/system/node")
@@ -28,6 +29,22 @@ def memory_domain() -> str:
     """Names the processes that can map this one's memory: of one boot of one kernel, in one PID namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+
+
+def memory_domains(found: Sequence[str]) -> tuple[str, ...]:
+    """The domains that ranks told, in rank order, as the world is to take them: split where EP_RANKS_PER_NODE is set.
+
+    Then ranks of one machine act as several nodes, here as in `ep_core` (`ep_core.nodes`).
+    """
+    if not os.environ.get("EP_RANKS_PER_NODE"):
+        return tuple(found)
+    from ep_core.nodes import Nodes
+
+    try:
+        node_of = Nodes.found(0, found).node_of
+    except ValueError as error:
+        raise WorldError(str(error)) from error
+    return tuple(f"{domain}/{node}" for domain, node in zip(found, node_of, strict=True))
 
 
 def numa_of(cpus: Iterable[int], nodes: Path = _NUMA_NODES) -> str:

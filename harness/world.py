@@ -340,6 +340,7 @@ def join(deadline_s: float = 60.0, *, device: Device = "cpu") -> Iterator[World]
         world = World(where, (), (), (), deadline_s, control)
         heard = world.gather((placement.here(where.rank), placement.memory_domain(), gpu))
         places, domains, had = zip(*heard, strict=True)
+        domains = placement.memory_domains(domains)
         yield replace(world, placement=places, domain_of_rank=domains, gpu_of_rank=had)
         dist.barrier(group=control)
     finally:

@@ -9,6 +9,8 @@
 // non-temporal stores are followed by a store fence before the release. Only the bell needs a full fence, because there
 // each side stores one word and loads the other (see wait.hpp). Nothing else is sequentially consistent.
 //
+// A rank of another node is seen through a mirror of its segment, to which all of this applies: see outbox.hpp.
+//
 // Next to read: wait.hpp, then low_latency.hpp and high_throughput.hpp.
 #pragma once
 
@@ -24,7 +26,7 @@ constexpr int kMaxExperts = 65536;
 constexpr int kScaleBlock = 128;  // columns that share one fp8 scale
 constexpr std::size_t kPage = 4096;
 constexpr std::uint64_t kMagic = 0x3165726f635f7065;  // "ep_core1"
-constexpr std::uint64_t kProtocol = 2;                // changes with the layout of anything below
+constexpr std::uint64_t kProtocol = 3;                // changes with the layout of anything below
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "counters are shared between processes");
 
@@ -86,6 +88,7 @@ struct Control {
 
   Bell bell;
   Counter mapped;  // 1: this rank has mapped every peer
+  Counter left;    // 1: no more will come from this rank; written into the mirror of a rank of another node alone
 
   Counter ll_posted;   // epoch << 16 | progress, see low_latency.hpp
   Counter ll_done[2];  // per half: the last epoch whose peers' data this rank has read

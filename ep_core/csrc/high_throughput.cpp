@@ -58,9 +58,14 @@ void HighThroughput::begin(Phase phase, const HighThroughputPost& post, const st
     return world_.control(peer).ht_done.value.load(std::memory_order_acquire) >= before;
   });
   world_.control().ht_post[op & 1] = post;
-  if (per_expert != nullptr) std::copy_n(per_expert, post.experts, world_.control().ht_experts[op & 1]);
+  world_.put_to_all(&world_.control().ht_post[op & 1], sizeof(post));
+  if (per_expert != nullptr) {
+    std::int32_t* experts = world_.control().ht_experts[op & 1];
+    std::copy_n(per_expert, post.experts, experts);
+    world_.put_to_all(experts, static_cast<std::size_t>(post.experts) * sizeof(std::int32_t));
+  }
   op_ = op;
-  world_.control().ht_posted.value.store(op, std::memory_order_release);
+  world_.publish(world_.control().ht_posted, op);
   world_.ring_all();
   world_.waiter().all(word(phase), [&](int peer) {
     return world_.control(peer).ht_posted.value.load(std::memory_order_acquire) >= op;
@@ -108,7 +113,7 @@ void HighThroughput::check_room() {
 }
 
 void HighThroughput::finish() {
-  world_.control().ht_done.value.store(op_, std::memory_order_release);
+  world_.publish(world_.control().ht_done, op_);
   world_.ring_all();
 }
 
@@ -130,13 +135,13 @@ bool HighThroughput::has_staged(int peer, std::uint64_t chunks) const {
 }
 
 void HighThroughput::publish_staged() {
-  world_.control().ht_staged.value.store(++staged_, std::memory_order_release);
+  world_.publish(world_.control().ht_staged, ++staged_);
   world_.ring_all();
 }
 
 void HighThroughput::publish_taken(int source) {
   const std::uint64_t taken = ++taken_[static_cast<std::size_t>(source)];
-  world_.control().ht_taken[source].value.store(taken, std::memory_order_release);
+  world_.publish_to(source, world_.control().ht_taken[source], taken);
   world_.ring_one(source);
 }
 
@@ -193,6 +198,8 @@ HtCounts HighThroughput::dispatch_begin(const HtDispatchInput& in) {
     check_room();
     in_ = in;
     geometry_ = at;
+    node_masks_.assign(static_cast<std::size_t>(ranks), 0);
+    for (int r = 0; r < ranks; ++r) node_masks_[static_cast<std::size_t>(world_.node_of(r))] |= std::uint64_t{1} << r;
     open_ = true;
     HtCounts counts;
     counts.rank_prefix.assign(static_cast<std::size_t>(ranks * ranks), 0);
@@ -233,7 +240,13 @@ void HighThroughput::stage_dispatch_chunk(std::int64_t chunk) const {
       topk[k] = static_cast<std::int32_t>(in_.topk[t * in_.topk_count + k]);
     std::copy_n(in_.weights + t * in_.topk_count, in_.topk_count, reinterpret_cast<float*>(topk + in_.topk_count));
     std::memcpy(record + geometry_.head, in_.x + t * in_.row_bytes, static_cast<std::size_t>(in_.row_bytes));
+    world_.for_each_far_node([&](Node node) {
+      if ((mask & node_masks_[static_cast<std::size_t>(node)]) != 0) {
+        world_.put(node, record, geometry_.head + static_cast<std::size_t>(in_.row_bytes));
+      }
+    });
   }
+  world_.put_to_all(masks, static_cast<std::size_t>(std::min(geometry_.tokens, in_.tokens - first)) * sizeof(*masks));
 }
 
 void HighThroughput::take_dispatch_chunk(int source, std::int64_t chunk, bool stream, const HtDispatchOutput& out) {

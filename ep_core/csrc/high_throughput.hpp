@@ -115,7 +115,8 @@ class HighThroughput {
   std::vector<std::uint64_t> taken_;  // [source], over all operations
   HtDispatchInput in_{};
   Geometry geometry_{};
-  std::vector<std::int64_t> position_;  // [source]: next row received
+  std::vector<std::int64_t> position_;     // [source]: next row received
+  std::vector<std::uint64_t> node_masks_;  // [node]: bit r set for its ranks
 };
 
 }  // namespace ep_core

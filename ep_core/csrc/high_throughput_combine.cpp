@@ -55,6 +55,9 @@ void HighThroughput::combine(const HtCombineInput& in, std::byte* out, float* ou
           if (weighted)
             std::memcpy(record, in.weights + row * in.topk_count, static_cast<std::size_t>(4 * in.topk_count));
           std::memcpy(record + at.head, in.x + row * row_bytes, static_cast<std::size_t>(row_bytes));
+          if (world_.is_far(to)) {
+            world_.put(world_.node_of(to), record, at.head + static_cast<std::size_t>(row_bytes));
+          }
         }
       }
     };

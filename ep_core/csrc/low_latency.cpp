@@ -35,7 +35,7 @@ void LowLatency::check_fits(const LowLatencySizes& sizes) const {
 }
 
 void LowLatency::publish(std::uint64_t epoch, std::uint64_t progress) const {
-  world_.control().ll_posted.value.store(progress_word(epoch, progress), std::memory_order_release);
+  world_.publish(world_.control().ll_posted, progress_word(epoch, progress));
 }
 
 bool LowLatency::peer_at(int peer, std::uint64_t epoch, std::uint64_t progress) const {
@@ -58,7 +58,7 @@ std::uint64_t LowLatency::begin(Phase phase) {
 }
 
 void LowLatency::finish(Pending& op) {
-  world_.control().ll_done[op.epoch & 1].value.store(op.epoch, std::memory_order_release);
+  world_.publish(world_.control().ll_done[op.epoch & 1], op.epoch);
   world_.ring_all();
   op.epoch = 0;
 }
@@ -163,10 +163,15 @@ LowLatency::Pending& LowLatency::stage_dispatch(const DispatchInput& in, bool ho
   op.weighted = in.weighted;
   op.topk_count = in.topk_count;
   op.own_rows = hooked || in.fp8 ? nullptr : in.x;
+  const auto selections = static_cast<std::size_t>(in.tokens * in.topk_count);
+  world_.put_to_all(&world_.control().ll_post[epoch & 1], sizeof(LowLatencyPost));
+  world_.put_to_all(topk, selections * sizeof(std::int32_t));
+  if (in.weighted) world_.put_to_all(base + at.weights, selections * sizeof(float));
   publish(epoch, kPosted);
 
   const std::int64_t first_own = world_.rank() * at.local;
   const auto hidden = static_cast<std::size_t>(in.sizes.hidden);
+  const std::size_t row_bytes = in.fp8 ? hidden + hidden / kScaleBlock * sizeof(float) : hidden * sizeof(std::uint16_t);
   for (std::int64_t t = 0; t < in.tokens; ++t) {
     const std::int32_t* experts = topk + t * in.topk_count;
     const bool staged = std::any_of(experts, experts + in.topk_count, [&](std::int32_t expert) {
@@ -181,6 +186,12 @@ LowLatency::Pending& LowLatency::stage_dispatch(const DispatchInput& in, bool ho
     } else {
       std::memcpy(row, from, hidden * sizeof(std::uint16_t));
     }
+    world_.for_each_far_node([&](Node node) {
+      const bool wanted = std::any_of(experts, experts + in.topk_count, [&](std::int32_t expert) {
+        return expert >= 0 && world_.node_of(static_cast<int>(expert / at.local)) == node;
+      });
+      if (wanted) world_.put(node, row, row_bytes);
+    });
   }
   publish(epoch, kComplete);
   world_.ring_all();

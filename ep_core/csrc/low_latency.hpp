@@ -140,6 +140,7 @@ class LowLatency {
   bool ring_has_room(const Pending& op, std::int64_t chunk, int to) const;
   std::int64_t ring_rows_of(const Pending& op, int owner) const;
   void stage_chunk(const Pending& op, const CombineInput& in, std::int64_t chunk, bool sorted);
+  void put_rows_in_place(const Pending& op, const CombineInput& in) const;
   bool chunk_arrived(const Pending& op, std::int64_t chunk) const;
   bool try_index(Pending& op);
   void build_index(Pending& op);
@@ -174,6 +175,7 @@ class LowLatency {
   struct Copy {
     std::uint16_t* to;
     const std::uint16_t* from;
+    int rank;  // for which the row is
   };
   std::vector<Copy> copies_;             // of the current chunk
   std::vector<std::int64_t> staged_to_;  // [ranks]: rows put into the ring so far

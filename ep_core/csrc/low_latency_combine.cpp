@@ -117,14 +117,31 @@ void LowLatency::stage_chunk(const Pending& op, const CombineInput& in, std::int
     for (std::int64_t row = first + done; row < first + upto; ++row) {
       const std::int64_t place =
           ring_rows_ == 0 ? row : to * ring_rows_ + staged_to_[static_cast<std::size_t>(to)]++ % ring_rows_;
-      copies_.push_back(
-          {rows + static_cast<std::size_t>(place) * hidden, in.x + static_cast<std::size_t>(row) * hidden});
+      copies_.push_back({rows + static_cast<std::size_t>(place) * hidden, in.x + static_cast<std::size_t>(row) * hidden,
+                         static_cast<int>(to)});
     }
     done = upto;
   }
   for (std::size_t i = 0; i < copies_.size(); ++i) {
     const std::uint16_t* ahead = copies_[std::min(i + 1, copies_.size() - 1)].from;
     kernels().copy_row(copies_[i].to, copies_[i].from, hidden * sizeof(std::uint16_t), ahead);
+    if (world_.is_far(copies_[i].rank)) {
+      world_.put(world_.node_of(copies_[i].rank), copies_[i].to, hidden * sizeof(std::uint16_t));
+    }
+  }
+}
+
+// Rows that the caller wrote in place have to be sent from there.
+void LowLatency::put_rows_in_place(const Pending& op, const CombineInput& in) const {
+  const LowLatencyLayout at = layout(op.sizes);
+  const auto row_bytes = static_cast<std::size_t>(op.sizes.hidden) * sizeof(std::uint16_t);
+  const std::byte* rows = half(world_.rank(), op.epoch) + at.rows;
+  for (std::int64_t cell = 0; cell < at.local * world_.ranks(); ++cell) {
+    const auto to = static_cast<int>(cell % world_.ranks());
+    if (!world_.is_far(to)) continue;
+    const Range range = unpack(in.layout_range[cell]);
+    const auto first = static_cast<std::size_t>(cell / world_.ranks() * at.slots + range.begin);
+    world_.put(world_.node_of(to), rows + first * row_bytes, static_cast<std::size_t>(range.count) * row_bytes);
   }
 }
 
@@ -155,6 +172,7 @@ LowLatency::Pending& LowLatency::post_combine(std::uint64_t epoch, const Combine
   op.weighted = reduced;
   op.tokens = in.tokens;
   op.topk_count = in.topk_count;
+  world_.put_to_all(&world_.control().ll_post[epoch & 1], sizeof(LowLatencyPost));
   publish(epoch, kPosted);
   world_.ring_all();
   return op;
@@ -178,12 +196,18 @@ LowLatency::Pending& LowLatency::stage_combine(const CombineInput& in, bool hook
   const LowLatencyLayout at = layout(in.sizes);
   const int ranks = world_.ranks();
   std::byte* const base = half(world_.rank(), epoch);
-  std::memcpy(base + at.ranges, in.layout_range, static_cast<std::size_t>(at.local * ranks) * sizeof(std::int64_t));
+  const auto ranges_bytes = static_cast<std::size_t>(at.local * ranks) * sizeof(std::int64_t);
+  std::memcpy(base + at.ranges, in.layout_range, ranges_bytes);
+  world_.put_to_all(base + at.ranges, ranges_bytes);
   auto* src_info = reinterpret_cast<std::int32_t*>(base + at.src_info);
   for (std::int64_t cell = 0; cell < at.local * ranks; ++cell) {
     const Range range = unpack(in.layout_range[cell]);
     const std::int64_t first = cell / ranks * at.slots + range.begin;
     std::copy_n(in.src_info + first, range.count, src_info + first);
+    const auto to = static_cast<int>(cell % ranks);
+    if (world_.is_far(to)) {
+      world_.put(world_.node_of(to), src_info + first, static_cast<std::size_t>(range.count) * sizeof(std::int32_t));
+    }
   }
   ring_rows_ = hooked || in.zero_copy || !sorted ? 0 : plan_ring(in);
   Pending& op = post_combine(epoch, in, hooked, ring_rows_);
@@ -221,6 +245,7 @@ LowLatency::Pending& LowLatency::stage_combine(const CombineInput& in, bool hook
           [&](int peer) { return room(peer) && peer_at(peer, op.epoch, chunk_progress(reduced_)); });
     }
   }
+  if (in.zero_copy) put_rows_in_place(op, in);
   publish(op.epoch, kComplete);
   world_.ring_all();
   return op;
@@ -325,8 +350,7 @@ void LowLatency::reduce_chunk(const Pending& op, std::uint16_t* out) {
   }
   ++reduced_;
   if (!ring_in_use_) return;
-  world_.control().ll_reduced.value.store(progress_word(op.epoch, static_cast<std::uint64_t>(reduced_)),
-                                          std::memory_order_release);
+  world_.publish(world_.control().ll_reduced, progress_word(op.epoch, static_cast<std::uint64_t>(reduced_)));
   world_.ring_all();
 }
 

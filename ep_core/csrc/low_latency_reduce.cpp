@@ -37,6 +37,11 @@ LowLatency::Pending& LowLatency::stage_reduced(const CombineInput& in, bool hook
       places[token] = in.map_rows[token * in.topk_count + k];
     }
   }
+  for (int source = 0; source < world_.ranks(); ++source) {
+    if (!world_.is_far(source)) continue;
+    world_.put(world_.node_of(source), places + source * max_tokens,
+               static_cast<std::size_t>(max_tokens) * sizeof(std::int32_t));
+  }
   post_combine(epoch, in, hooked, 0);
   Pending& op = pending_[epoch & 1];
 
@@ -57,8 +62,9 @@ LowLatency::Pending& LowLatency::stage_reduced(const CombineInput& in, bool hook
           rows[count] = from + static_cast<std::size_t>(in.map_rows[k]) * hidden;
           weights[count++] = in.map_weights[k];
         }
-        kernels().weighted_sum_bf16(rows, weights, count, to + static_cast<std::size_t>(places[token]) * hidden,
-                                    hidden);
+        std::uint16_t* sum = to + static_cast<std::size_t>(places[token]) * hidden;
+        kernels().weighted_sum_bf16(rows, weights, count, sum, hidden);
+        if (world_.is_far(source)) world_.put(world_.node_of(source), sum, hidden * sizeof(std::uint16_t));
       }
     }
     publish(epoch, chunk_progress(chunk));

@@ -2,6 +2,8 @@
 // ep_core/host.py has checked them. Every call gives up the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -15,6 +17,7 @@
 #include "high_throughput.hpp"
 #include "kernels.hpp"
 #include "low_latency.hpp"
+#include "outbox.hpp"
 #include "world.hpp"
 
 namespace nb = nanobind;
@@ -49,12 +52,12 @@ struct Host {
   Host(int rank, int ranks, std::int64_t nvl_bytes, std::int64_t rdma_bytes, double timeout_s, const nb::bytes& token)
       : world(rank, ranks, nvl_bytes, rdma_bytes, timeout_s, token_of(token), check_signals) {}
 
-  void connect(const std::vector<std::tuple<int, int, nb::bytes>>& peers) {
+  void map(const std::vector<std::tuple<int, int, nb::bytes>>& peers, const std::vector<int>& node_of) {
     std::vector<PeerAddress> addresses;
     addresses.reserve(peers.size());
     for (const auto& [pid, fd, token] : peers) addresses.push_back({pid, fd, token_of(token)});
     const nb::gil_scoped_release release;
-    world.connect(addresses);
+    world.map(addresses, node_of);
   }
 };
 
@@ -131,6 +134,21 @@ std::int64_t dispatch_layout(std::uintptr_t topk_idx, std::int64_t tokens, std::
   return -1;
 }
 
+// The next message as an array of bytes, or None.
+std::optional<nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>> take_message(Outbox& outbox, int limit_ms) {
+  std::optional<Message> message;
+  {
+    const nb::gil_scoped_release release;
+    message = outbox.take(std::chrono::milliseconds(limit_ms));
+  }
+  if (!message) return std::nullopt;
+  auto keep = std::make_unique<Message>(std::move(*message));
+  Message* const bytes = keep.get();
+  nb::capsule owner(bytes, [](void* held) noexcept { delete static_cast<Message*>(held); });
+  keep.release();
+  return nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>(bytes->data(), {bytes->size()}, owner);
+}
+
 void raise_timeout(const PeersMissing& error) {
   const nb::object type = nb::module_::import_("ep_core.errors").attr("EPTimeoutError");
   nb::list missing;
@@ -184,11 +202,32 @@ NB_MODULE(_host, m) {
   m.def("high_throughput_least_bytes", &HighThroughput::least_bytes);
   m.def("dispatch_layout", &dispatch_layout, release);
 
+  nb::class_<Outbox>(m, "Outbox")
+      .def("take", &take_message, "limit_ms"_a)
+      .def_prop_ro("closed", &Outbox::closed)
+      .def("close", &Outbox::close);
+
   nb::class_<Host>(m, "Host")
       .def(nb::init<int, int, std::int64_t, std::int64_t, double, const nb::bytes&>(), "rank"_a, "ranks"_a,
            "nvl_bytes"_a, "rdma_bytes"_a, "timeout_s"_a, "token"_a)
       .def_prop_ro("fd", [](const Host& host) { return host.world.fd(); })
-      .def("connect", &Host::connect, "peers"_a)
+      .def(
+          "hold",
+          [](Host& host, int source, const nb::bytes& token) { return host.world.hold(source, token_of(token)); },
+          "source"_a, "token"_a)
+      .def("map", &Host::map, "peers"_a, "node_of"_a)
+      .def(
+          "meet", [](Host& host) { host.world.meet(); }, release)
+      .def(
+          "outbox", [](const Host& host, int node) { return host.world.outbox(node); }, "node"_a)
+      .def(
+          "deliver",
+          [](Host& host, int source, std::uintptr_t message, std::size_t bytes) {
+            host.world.deliver(source, at<const std::byte>(message), bytes);
+          },
+          release, "source"_a, "message"_a, "bytes"_a)
+      .def(
+          "depart", [](Host& host, int source) { host.world.depart(source); }, release, "source"_a)
       .def("destroy", [](Host& host) { host.world.destroy(); })
       .def("check_low_latency_fits",
            [](const Host& host, std::int64_t max_tokens, std::int64_t hidden, std::int64_t experts) {

@@ -51,14 +51,17 @@ Waiter::Waiter(int rank, int ranks, double timeout_s, std::function<void()> chec
       spin_(kSpinSharedCore),
       check_signals_(std::move(check_signals)) {}
 
-void Waiter::attach(Bell* own, std::vector<Descriptor> processes, int cores) {
+void Waiter::attach(Bell* own, std::vector<Descriptor> processes, std::vector<const Counter*> left, bool own_cores) {
   bell_ = own;
   processes_ = std::move(processes);
-  spin_ = ranks_ <= cores ? kSpinOwnCore : kSpinSharedCore;
+  left_ = std::move(left);
+  spin_ = own_cores ? kSpinOwnCore : kSpinSharedCore;
 }
 
 bool Waiter::exited(int peer) const {
-  const Descriptor& process = processes_[static_cast<std::size_t>(peer)];
+  const auto at = static_cast<std::size_t>(peer);
+  if (left_[at] != nullptr) return left_[at]->value.load(std::memory_order_acquire) != 0;
+  const Descriptor& process = processes_[at];
   if (!process.valid()) return false;
   pollfd poll{process.get(), POLLIN, 0};
   return ::poll(&poll, 1, 0) > 0;

@@ -57,9 +57,10 @@ class Waiter {
   // `check_signals` is called while sleeping and may throw to end the wait.
   Waiter(int rank, int ranks, double timeout_s, std::function<void()> check_signals);
 
-  // Our bell, one handle on each peer's process (invalid where the kernel gives none), and on how many cores the ranks
-  // together may run: with one for each, waiting spins for longer before it sleeps.
-  void attach(Bell* own, std::vector<Descriptor> processes, int cores);
+  // Our bell; one handle on each peer's process (invalid where the kernel gives none, or the peer is on another node);
+  // for each peer on another node the word that says it has left, else null; and whether every rank of this node can
+  // have a core: then waiting spins for longer before it sleeps.
+  void attach(Bell* own, std::vector<Descriptor> processes, std::vector<const Counter*> left, bool own_cores);
 
   // Returns when arrived(r) is true for every peer r.
   template <class F>
@@ -104,6 +105,7 @@ class Waiter {
   std::function<void()> check_signals_;
   Bell* bell_ = nullptr;
   std::vector<Descriptor> processes_;
+  std::vector<const Counter*> left_;
 };
 
 // Wakes the owner of `bell` if it sleeps until `self` acts. A sequentially consistent fence must stand between the

@@ -48,10 +48,10 @@ class EpCoreBackend:
 
     @classmethod
     def supports(cls, case: Case) -> str | None:
-        """`ll` in bf16 or fp8 with either combine, `ht` in bf16; one node; CUDA where its engine can be used."""
-        if case.nodes != 1:
-            return "its ranks must share one machine's memory"
+        """`ll` in bf16 or fp8 with either combine, `ht` in bf16; CUDA on one node, where its engine can be used."""
         if case.device == "cuda":
+            if case.nodes != 1:
+                return "on CUDA its ranks must be on one node"
             from ep_core import cuda
 
             if why := cuda.obstacle():

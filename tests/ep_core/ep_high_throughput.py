@@ -65,8 +65,7 @@ def tokens_in_rank(problem: Problem, topk_idx: torch.Tensor) -> torch.Tensor:
 
 def assert_layout(problem: Problem, topk_idx: torch.Tensor, layout: Any) -> None:
     """`topk_idx` is on the CPU."""
-    per_rank, per_node, per_expert, in_rank, _ = layout
-    assert per_node is None
+    per_rank, _, per_expert, in_rank, _ = layout
     wanted = tokens_in_rank(problem, topk_idx)
     assert torch.equal(in_rank.cpu(), wanted)
     assert torch.equal(per_rank.cpu(), wanted.sum(0, dtype=torch.int32))
