@@ -98,7 +98,7 @@ def map_peers(
         mapping = mscclpp_mapping.map_peers(group, cuda.base, cuda.size, device.index, timeout_s, plan)
         cuda.connect_pointers(mapping.addresses)
         if plan is not None:
-            cuda.connect_ports(list(nodes.node_of), mapping.port_handles)
+            cuda.connect_ports(list(nodes.node_of), mapping.port_handles, plan.most_message_bytes)
             if group.rank() == 0:
                 print(plan.sentence, file=sys.stderr, flush=True)
     else:

@@ -18,6 +18,8 @@ TRANSPORT = "EP_PORT_TRANSPORT"
 PROXIES = "EP_PROXIES"
 MOST_PROXIES = 64
 _USUAL_PROXIES = 8
+_ETHERNET_BUFFER_BYTES = (256 << 20) - 64  # less what goes before a message in it
+_REQUEST_BYTES = (1 << 32) - 1  # a proxy's request has 32 bits for it
 _NEW_ARCHITECTURE = 10  # major compute capability from which one proxy is the default
 
 PortTransport = Literal["ib", "ethernet", "ipc"]
@@ -32,6 +34,11 @@ class PortPlan:
     nodes: Nodes
     transport: PortTransport
     proxies: int
+
+    @property
+    def most_message_bytes(self) -> int:
+        """That the transport carries at once: MSCCL++'s connections over Ethernet lose what is beyond their buffer."""
+        return _ETHERNET_BUFFER_BYTES if self.transport == "ethernet" else _REQUEST_BYTES
 
     @property
     def sentence(self) -> str:

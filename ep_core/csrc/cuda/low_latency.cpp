@@ -61,6 +61,13 @@ void LowLatency::check_fits(const LowLatencySizes& sizes) const {
                         ", hidden=" + std::to_string(sizes.hidden) +
                         ", num_max_dispatch_tokens_per_rank=" + std::to_string(sizes.max_tokens));
   }
+  const PortsOfBuffer& ports = segment_.ports();
+  if (ports.slots > 0 && message_slot_bytes(sizes, world.ranks) > ports.most_message_bytes) {
+    throw WrongArgument("num_max_dispatch_tokens_per_rank: a message to another node may come to " +
+                        std::to_string(message_slot_bytes(sizes, world.ranks)) + " bytes, and its transport carries " +
+                        std::to_string(ports.most_message_bytes) + " at once: give fewer tokens, or another " +
+                        "EP_PORT_TRANSPORT");
+  }
   const std::int64_t wanted = LowLatencyLayout::least_bytes(sizes, world.ranks, messages(sizes));
   if (segment_.rdma_bytes() >= wanted) return;
   throw WrongArgument("num_rdma_bytes: " + std::to_string(wanted) +
@@ -68,7 +75,7 @@ void LowLatency::check_fits(const LowLatencySizes& sizes) const {
                       ", hidden=" + std::to_string(sizes.hidden) + ", num_experts=" + std::to_string(sizes.experts) +
                       " on " + std::to_string(world.ranks) +
                       " ranks (get_low_latency_rdma_size_hint" +
-                      (segment_.ports().slots == 0 ? "" : ", with num_nodes") + "), the Buffer was made with " +
+                      (ports.slots == 0 ? "" : ", with num_nodes") + "), the Buffer was made with " +
                       std::to_string(segment_.rdma_bytes()));
 }
 

@@ -145,11 +145,12 @@ NB_MODULE(_cuda, m) {
       .def("connect_pointers",
            [](Cuda& cuda, const std::vector<std::uintptr_t>& bases) { cuda.segment.connect_pointers(bases); })
       .def("connect_ports",
-           [](Cuda& cuda, const std::vector<int>& node_of, const std::vector<nb::bytes>& handles) {
+           [](Cuda& cuda, const std::vector<int>& node_of, const std::vector<nb::bytes>& handles,
+              std::int64_t most_message_bytes) {
              std::vector<std::string> bytes;
              bytes.reserve(handles.size());
              for (const nb::bytes& handle : handles) bytes.emplace_back(handle.c_str(), handle.size());
-             cuda.segment.connect_ports(node_of, bytes);
+             cuda.segment.connect_ports(node_of, bytes, most_message_bytes);
              cuda.low_latency.prepare_ports();
            })
       .def(

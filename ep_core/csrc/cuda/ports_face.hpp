@@ -18,6 +18,7 @@ struct PortsOfBuffer {
   void* of = nullptr;
   std::uint64_t remote = 0;
   int slots = 0;
+  std::int64_t most_message_bytes = 0;  // that the transport carries at once
 };
 
 // Which slot of a half's messages belongs to which pair: a rank's peers of other nodes have its slots in rank order.

@@ -101,7 +101,8 @@ void Segment::connect_pointers(const std::vector<std::uintptr_t>& bases) {
   connected_ = true;
 }
 
-void Segment::connect_ports(const std::vector<int>& node_of, const std::vector<std::string>& handles) {
+void Segment::connect_ports(const std::vector<int>& node_of, const std::vector<std::string>& handles,
+                            std::int64_t most_message_bytes) {
   constexpr std::size_t kMostBytes = 1ull << 32;  // a channel's requests have offsets of 32 bits
   if (static_cast<int>(node_of.size()) != world_.ranks) throw WrongArgument("node_of: wanted a node for each rank");
   if (size_ > kMostBytes) {
@@ -110,6 +111,7 @@ void Segment::connect_ports(const std::vector<int>& node_of, const std::vector<s
   }
   const DeviceGuard guard(device_);
   ports_ = make_ports(world_.rank, node_of, handles);
+  ports_.most_message_bytes = most_message_bytes;
 }
 
 void Segment::destroy() {

@@ -41,7 +41,9 @@ class Segment {
   // Likewise, where somebody else has mapped them and keeps them mapped; 0 for a rank of another node.
   void connect_pointers(const std::vector<std::uintptr_t>& bases);
   // After that, for ranks on several nodes: `make_ports`. The channels' memories begin where the segment does.
-  void connect_ports(const std::vector<int>& node_of, const std::vector<std::string>& handles);
+  // most_message_bytes: that their transport carries at once.
+  void connect_ports(const std::vector<int>& node_of, const std::vector<std::string>& handles,
+                     std::int64_t most_message_bytes);
   // Waits for the device, unmaps, frees. May be called twice.
   void destroy();
 
