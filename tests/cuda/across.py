@@ -49,10 +49,13 @@ def main() -> None:
                 round_trip(context, problem, rows=rows, local_reduce=local_reduce)
                 round_trip(context, problem, rows=rows, local_reduce=local_reduce, hooks=True)
     back_to_back(context, small, times=9)
+    # Memory goes when all have ended.
     dist.barrier()
-    print(f"rank {rank} of {ranks}, node {with_buffer.nodes.mine} of {nodes}: passed", flush=True)
+    dist.barrier()
     for key in list(context.state):
         context.state.pop(key).destroy()
+    dist.barrier()
+    print(f"rank {rank} of {ranks}, node {with_buffer.nodes.mine} of {nodes}: passed", flush=True)
     dist.destroy_process_group()
 
 
