@@ -231,8 +231,8 @@ struct Everyone {
   __device__ constexpr bool near(int) const { return true; }
 };
 
-// By one whole warp: returns when every peer that is near has done with what the half held before, so it may be written.
-// False when the buffer is broken: then it may not.
+// By one whole warp: returns when every peer that is near has done with what the half held before, so it may be
+// written. False when the buffer is broken: then it may not.
 template <class Reach = Everyone>
 __device__ bool wait_for_turn(const World& world, const Operation& op, const Reach& reach = {}) {
   const std::uint64_t distance = op.lane == kLowLatency ? 2 : 1;

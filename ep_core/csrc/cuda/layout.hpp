@@ -60,11 +60,11 @@ struct Control {
   std::uint32_t broken;                // a wait has failed: nobody waits any more
 
   // Low latency with other nodes, see ports.cuh; the rank's own too.
-  unsigned long long posted;           // blocks that have made their part of the messages, like a ticket
-  std::uint32_t pieces[kMaxRanks];     // in the message being made for that rank
-  std::uint64_t told[2];               // acknowledgements that messages have carried
-  std::uint64_t early[2];              // those that go ahead of a message; what is put lies here
-  std::int64_t inbox[2];               // where the messages of the half's last operation come in, from the base
+  unsigned long long posted;        // blocks that have made their part of the messages, like a ticket
+  std::uint32_t pieces[kMaxRanks];  // in the message being made for that rank
+  std::uint64_t told[2];            // acknowledgements that messages have carried
+  std::uint64_t early[2];           // those that go ahead of a message; what is put lies here
+  std::int64_t inbox[2];            // where the messages of the half's last operation come in, from the base
   std::int64_t inbox_stride[2];
 };
 

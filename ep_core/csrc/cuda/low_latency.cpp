@@ -73,8 +73,7 @@ void LowLatency::check_fits(const LowLatencySizes& sizes) const {
   throw WrongArgument("num_rdma_bytes: " + std::to_string(wanted) +
                       " are wanted for num_max_dispatch_tokens_per_rank=" + std::to_string(sizes.max_tokens) +
                       ", hidden=" + std::to_string(sizes.hidden) + ", num_experts=" + std::to_string(sizes.experts) +
-                      " on " + std::to_string(world.ranks) +
-                      " ranks (get_low_latency_rdma_size_hint" +
+                      " on " + std::to_string(world.ranks) + " ranks (get_low_latency_rdma_size_hint" +
                       (ports.slots == 0 ? "" : ", with num_nodes") + "), the Buffer was made with " +
                       std::to_string(segment_.rdma_bytes()));
 }

@@ -2,9 +2,9 @@
 // low_latency_combine.cu, and by ports_combine.cu for buffers whose ranks are on several nodes (`kPorts`).
 //
 // Grid: one block of 16 warps on each multiprocessor that is asked for, all resident. A unit of work is a piece of a
-// row (`kCombineColumns`) for one token, dealt to warps; every warp first sends all of its units, which waits for nobody,
-// then reduces its own. Warps without anything to send begin to reduce at once. What a warp reads of this rank first it
-// reads while the operation begins (`Gather` needs to know no operation).
+// row (`kCombineColumns`) for one token, dealt to warps; every warp first sends all of its units, which waits for
+// nobody, then reduces its own. Warps without anything to send begin to reduce at once. What a warp reads of this rank
+// first it reads while the operation begins (`Gather` needs to know no operation).
 //   exact: `send_rows` stores each selection's piece into the source's segment, at [token][k]; the source adds
 //      ((0 + w0 y0) + w1 y1) + ..., in float32, each product and each sum rounded, and rounds once to bf16.
 //   local_reduce: `send_sum` adds the token's rows of this rank like that, rounds to bf16 and stores one piece into the
@@ -448,7 +448,8 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_combine(const __grid_consta
     // Rows to be sent are read while the operation begins; own ones later, so as not to be in their way.
     if (!begun && !sending) wait_for_operation();
     if constexpr (kPorts) {
-      if (!sending && !posted && shared_op.epoch != 0) Combine<kPorts>(a, reach, shared_op, gather).post(&messages.posted);
+      if (!sending && !posted && shared_op.epoch != 0)
+        Combine<kPorts>(a, reach, shared_op, gather).post(&messages.posted);
       posted |= !sending;
     }
     unsigned left = 0;

@@ -15,8 +15,9 @@
 // pushing never wait for a peer's part in this operation, and they come first in every warp.
 //
 // With ranks of other nodes, what goes to one of those is put together in this rank's own segment and sent when all
-// blocks have done their part (ports.cuh): so every unit of step 2 comes before any of step 3, and if a warp has several
-// of them, rows that stay here take the way of the others too. What comes from them is expanded by the same step 4.
+// blocks have done their part (ports.cuh): so every unit of step 2 comes before any of step 3, and if a warp has
+// several of them, rows that stay here take the way of the others too. What comes from them is expanded by the same
+// step 4.
 //
 // Traffic, bytes for each token (bf16, row = 2 H): reads row; sends row + 8 K + 8 for each piece to each other rank
 // with an expert of it; receives as much; reads back what was received, and writes row for each local selection.
@@ -161,8 +162,8 @@ class Dispatch {
     bulk_load(buffer.raw, static_cast<const std::byte*>(a.in.x) + 2 * at, 2 * columns, barrier);
   }
 
-  // Step 2, by a warp: sends the piece that is being loaded. The caller raises the flags later. keeps: what stays here is
-  // expanded out of the buffer.
+  // Step 2, by a warp: sends the piece that is being loaded. The caller raises the flags later. keeps: what stays here
+  // is expanded out of the buffer.
   __device__ void push(const Piece& piece, bool keeps) {
     const int expert = checked_expert(piece.token);
     targets = ranks_named(expert >= 0 ? expert / local : -1);
@@ -342,7 +343,8 @@ class Dispatch {
         const int bytes = travelling_bytes(a.chunks.of(piece.chunk, a.call.sizes.hidden));
         proxy_fence();
         barrier_expect(barrier, bytes);
-        bulk_load(travelling(), reach.near(piece.source) ? half.at(world.rank, staged(piece)) : entered, bytes, barrier);
+        bulk_load(travelling(), reach.near(piece.source) ? half.at(world.rank, staged(piece)) : entered, bytes,
+                  barrier);
       }
     }
     there = __shfl_sync(kAll, there, 0);
@@ -383,9 +385,7 @@ class Dispatch {
     }
   }
   // Of a piece of so many columns, as it travels.
-  __device__ int travelling_bytes(int columns) const {
-    return kFp8 ? quantised_bytes(columns) : 2 * columns;
-  }
+  __device__ int travelling_bytes(int columns) const { return kFp8 ? quantised_bytes(columns) : 2 * columns; }
   __device__ std::int64_t staged(const Piece& piece) const {
     return row_of(piece) * a.layout.stage_bytes +
            static_cast<std::int64_t>(piece.chunk) * travelling_bytes(a.chunks.columns);
@@ -439,7 +439,7 @@ class Dispatch {
   std::uint32_t* cells;  // [source][local expert]: rows, then where they begin
   std::uint32_t* kept;   // the first kKept selections that were told
   std::uint32_t parity = 0;
-  std::uint64_t targets = 0;  // of the piece pushed last
+  std::uint64_t targets = 0;               // of the piece pushed last
   std::int64_t places[kMaxRanks / kWarp];  // of the piece entered last, in the messages for the lane's ranks; -1: none
   std::uint64_t there = 0;                 // ranks of other nodes whose message has come
 };
@@ -563,7 +563,8 @@ __global__ void __launch_bounds__(kThreads, 1) ep_ll_dispatch(const __grid_const
     const int units = own_units * sources;
     for (int unit = last_unit(); unit < units; unit += unit_stride()) {
       const int nth = unit / chunks % sources;
-      const Piece piece{without_own ? (a.world.rank + 1 + nth) % a.world.ranks : nth, unit / chunks / sources, unit % chunks};
+      const Piece piece{without_own ? (a.world.rank + 1 + nth) % a.world.ranks : nth, unit / chunks / sources,
+                        unit % chunks};
       const std::int64_t row = dispatch.place(piece);
       if (!__any_sync(kAll, row >= 0)) continue;
       bulk_wait_read<0>();

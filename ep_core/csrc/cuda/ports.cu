@@ -1,9 +1,8 @@
 // The channels of a buffer whose ranks are on several nodes, as kernels find them. Needs MSCCL++'s headers.
-#include "ports.cuh"
-
 #include <cstring>
 
 #include "errors.hpp"
+#include "ports.cuh"
 #include "ports_face.hpp"
 
 namespace ep_core::cuda {

@@ -1,8 +1,8 @@
 // Messages to and from ranks of other nodes, as the low-latency kernels make and read them; see ports.hpp.
 //
 // Order of memory. Warps fill the messages by bulk copies, which they complete, and by ordinary stores; each block then
-// counts itself as done (`post`: fence and atomic at gpu scope, as only this GPU's blocks share the count). The last one
-// has thus acquired what all have written, writes the headers and hands the messages to the proxies, by a
+// counts itself as done (`post`: fence and atomic at gpu scope, as only this GPU's blocks share the count). The last
+// one has thus acquired what all have written, writes the headers and hands the messages to the proxies, by a
 // store-release at system scope in the channel's queue. A proxy puts the bytes and then adds one to the receiver's
 // semaphore, in this order on every transport. Receiver: ld.acquire.sys of the semaphore, a warp or block barrier for
 // the other threads, fence.proxy.async before bulk loads.
@@ -77,7 +77,8 @@ struct Ports {
           world.base[world.rank] + control.inbox[other] + of[peer].slot_here * control.inbox_stride[other];
       const auto acknowledged = [&] {
         if (load_acquire(&control.ack[op.lane][op.half()][peer]) >= before) return true;
-        return arrived(peer, op.epoch - 1) && load_relaxed(&reinterpret_cast<const MessageHeader*>(last)->ack) >= before;
+        return arrived(peer, op.epoch - 1) &&
+               load_relaxed(&reinterpret_cast<const MessageHeader*>(last)->ack) >= before;
       };
       good = poll(world, op, peer, acknowledged);
     }

@@ -1,8 +1,7 @@
 // Low-latency combine for buffers whose ranks are on several nodes. Needs MSCCL++'s headers.
 // First, as the kernels below are made with it.
-#include "ports.cuh"
-
 #include "low_latency_combine.cuh"
+#include "ports.cuh"
 #include "ports_face.hpp"
 
 namespace ep_core::cuda {

@@ -1,6 +1,5 @@
-// The kernels for ranks on several nodes as the host knows them: there where MSCCL++ was found when this was built. Plain
-// C++; called by low_latency.cpp and
-// segment.cpp. Its implementation is ports*.cu, or ports_absent.cpp.
+// The kernels for ranks on several nodes as the host knows them: there where MSCCL++ was found when this was built.
+// Plain C++; called by low_latency.cpp and segment.cpp. Its implementation is ports*.cu, or ports_absent.cpp.
 //
 // Next to read: ports.hpp.
 #pragma once
@@ -13,7 +12,8 @@
 
 namespace ep_core::cuda {
 
-// The channels of one buffer. of: PortOf[ranks] in device memory. slots: the most ranks of other nodes that any rank has.
+// The channels of one buffer. of: PortOf[ranks] in device memory. slots: the most ranks of other nodes that any rank
+// has.
 struct PortsOfBuffer {
   void* of = nullptr;
   std::uint64_t remote = 0;

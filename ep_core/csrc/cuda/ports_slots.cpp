@@ -9,7 +9,8 @@ namespace {
 // How many ranks before `end` are on another node than `rank`.
 int others_before(int rank, int end, const std::vector<int>& node_of) {
   const int mine = node_of.at(static_cast<std::size_t>(rank));
-  return static_cast<int>(std::count_if(node_of.begin(), node_of.begin() + end, [&](int node) { return node != mine; }));
+  return static_cast<int>(
+      std::count_if(node_of.begin(), node_of.begin() + end, [&](int node) { return node != mine; }));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// How a kernel reaches the other ranks: `Everyone` through mapped memory, or some of them by `Ports`. Kernels for buffers
-// of one node are compiled without a trace of the latter.
+// How a kernel reaches the other ranks: `Everyone` through mapped memory, or some of them by `Ports`. Kernels for
+// buffers of one node are compiled without a trace of the latter.
 #pragma once
 
 #include "low_latency.cuh"

@@ -39,8 +39,8 @@ class Transport {
  public:
   // Registers the `size` bytes of GPU memory at `base`, on `device`, and maps every peer's. Throws what the bootstrap
   // throws for a peer that does not answer, std::invalid_argument for one whose segment has another size,
-  // mscclpp::BaseError for memory that cannot be shared or ranks that cannot be reached. If it throws, `server` has been
-  // stopped.
+  // mscclpp::BaseError for memory that cannot be shared or ranks that cannot be reached. If it throws, `server` has
+  // been stopped.
   Transport(std::shared_ptr<mscclpp::Bootstrap> bootstrap, DescriptorServer& server, void* base, std::size_t size,
             int device, Nodes nodes);
   ~Transport() { close(); }
