@@ -183,9 +183,4 @@ struct Ports {
   }
 };
 
-template <template <bool> class Args>
-__device__ Ports reach_of(const Args<true>& args) {
-  return {args.world, args.ports};
-}
-
 }  // namespace ep_core::cuda

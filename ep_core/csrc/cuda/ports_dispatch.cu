@@ -1,5 +1,4 @@
 // Low-latency dispatch for buffers whose ranks are on several nodes. Needs MSCCL++'s headers.
-// First, as the kernels below are made with it.
 #include "low_latency_dispatch.cuh"
 #include "ports.cuh"
 #include "ports_face.hpp"

@@ -12,18 +12,24 @@ struct Ports;  // ports.cuh, which needs MSCCL++'s headers
 template <bool kPorts>
 struct Reach {
   using Type = Everyone;
+
+  template <class Args>
+  __device__ static Type of(const Args&) {
+    return {};
+  }
 };
 template <>
 struct Reach<true> {
   using Type = Ports;
+
+  // Complete when a kernel is made with it.
+  template <class Args, class Made = Ports>
+  __device__ static Made of(const Args& args) {
+    return {args.world, args.ports};
+  }
 };
 template <bool kPorts>
 using ReachOf = typename Reach<kPorts>::Type;
-
-template <template <bool> class Args>
-__device__ Everyone reach_of(const Args<false>&) {
-  return {};
-}
 
 // What a block's warps share of messages between nodes.
 template <bool kPorts>
