@@ -5,6 +5,7 @@ Functions that take a `Context` run on ranks (`ep_world`). The tests of both eng
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ep_oracle
@@ -24,6 +25,11 @@ CASES = [
     ([], "ht dispatch", "dispatch"),
     (["ht dispatch"], "ht combine", "combine"),
 ]
+
+
+def shared_memory() -> list[Path]:
+    """What stands in /dev/shm, but for what servers of other tests have there."""
+    return sorted(path for path in Path("/dev/shm").iterdir() if not path.name.startswith("PostgreSQL."))
 
 
 def make(context: Context, limit_s: float) -> None:

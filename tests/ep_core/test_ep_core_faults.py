@@ -16,7 +16,7 @@ from typing import Any
 import ep_oracle
 import pytest
 import torch
-from ep_faults import CASES, NVL, PROBLEM, RDMA, act, forever, make
+from ep_faults import CASES, NVL, PROBLEM, RDMA, act, forever, make, shared_memory
 from ep_world import Context, RankWorld
 
 import ep_core
@@ -26,10 +26,10 @@ from ep_core import Buffer, EPTimeoutError
 @pytest.fixture
 def trio() -> Iterator[RankWorld]:
     """Three ranks for one test, which may do to them what it likes; /dev/shm must be as before in the end."""
-    before = sorted(Path("/dev/shm").iterdir())
+    before = shared_memory()
     with RankWorld(3, subgroups=[2]) as ranks:
         yield ranks
-    assert sorted(Path("/dev/shm").iterdir()) == before
+    assert shared_memory() == before
 
 
 def assert_names(error: object, phase: str, rank: int, missing: list[int], exited: list[int]) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import ep_faults
 import ep_high_throughput
@@ -135,10 +134,10 @@ def test_any_problem(two_by_two: RankWorld, data: st.DataObject) -> None:
 @pytest.fixture
 def trio() -> Iterator[RankWorld]:
     """Ranks 0 and 1 on one node, rank 2 on another, for one test."""
-    before = sorted(Path("/dev/shm").iterdir())
+    before = ep_faults.shared_memory()
     with RankWorld(3, env={"EP_RANKS_PER_NODE": "2"}, subgroups=[]) as ranks:
         yield ranks
-    assert sorted(Path("/dev/shm").iterdir()) == before
+    assert ep_faults.shared_memory() == before
 
 
 def arrive(world: RankWorld, steps: list[str], gone: int, limit_s: float) -> list[int]:
