@@ -82,6 +82,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--no-fp8", action="store_true", help="leave fp8 dispatch out")
     add("--ll-sms", type=int, help="of a rank, low latency; 0: engine's choice; without it as EP_LL_SMS says, else 0")
     add("--ht-sms", type=int, nargs="+", default=[ALL_SMS, FEW_SMS], help="of a rank, high throughput; 0: all")
+    add(
+        "--ranks-per-node",
+        type=int,
+        default=0,
+        metavar="N",
+        help="low latency also with every N ranks acting as a node, by port channels on cuda; 0: as the ranks are",
+    )
     add("--rounds", type=int, default=5, help="of a low-latency block")
     add("--ht-rounds", type=int, default=3, help="of a high-throughput block")
     add("--iters", type=int, default=50, help="in a round")
@@ -161,7 +168,14 @@ def _checked(options: argparse.Namespace) -> tuple[list[Block], dict[str, Any]]:
         seed=options.seed,
     )
     names = {"modes": options.modes, "protocols": protocols, "peers": options.peers}
-    planned = blocks(sizes, options.ht_tokens, options.ht_sms, names, fp8=not options.no_fp8)
+    planned = blocks(
+        sizes,
+        options.ht_tokens,
+        options.ht_sms,
+        names,
+        fp8=not options.no_fp8,
+        ranks_per_node=_ranks_per_node(options),
+    )
     for block in planned:
         for contender in block.contenders:
             contender.run.case.validate()
@@ -169,6 +183,19 @@ def _checked(options: argparse.Namespace) -> tuple[list[Block], dict[str, Any]]:
         _check_target(options.json)
     kept = {name: value for name, value in vars(options).items() if name not in ("json", "recorded", "if_gpu")}
     return planned, {**kept, "protocols": protocols, "ll_sms": ll_sms}
+
+
+def _ranks_per_node(options: argparse.Namespace) -> int:
+    """What the option says. Raises `BenchError` where ranks so divided cannot be joined."""
+    wanted: int = options.ranks_per_node
+    if not 0 <= wanted <= options.ranks:
+        raise BenchError(f"wanted --ranks-per-node from 0 to the {options.ranks} ranks, got {wanted}")
+    if wanted and options.device == "cuda":
+        from ep_core import peers
+
+        if why := peers.port_obstacle():
+            raise BenchError(f"--ranks-per-node: ranks on several nodes cannot be joined here: {why}")
+    return wanted
 
 
 def _ll_sms(wanted: int | None, environ: Mapping[str, str]) -> int:

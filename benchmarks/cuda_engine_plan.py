@@ -53,13 +53,17 @@ PEERS: MappingProxyType[str, Peer] = MappingProxyType(
 
 
 class Contender(msgspec.Struct, frozen=True, kw_only=True):
-    """One backend with one case. backend: "module:class". ht_sms: processors for high throughput, `ALL_SMS` for all."""
+    """One backend with one case. backend: "module:class". ht_sms: processors for high throughput, `ALL_SMS` for all.
+
+    ranks_per_node: so many ranks act as a node of their own; 0: as they are.
+    """
 
     name: str
     run: PlannedRun
     backend: str
     peer: str = ""
     ht_sms: int = ALL_SMS
+    ranks_per_node: int = 0
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,14 +87,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def blocks(
-    sizes: Case, ht_tokens: int, ht_sms: Sequence[int], options: Mapping[str, Sequence[str]], *, fp8: bool
+    sizes: Case,
+    ht_tokens: int,
+    ht_sms: Sequence[int],
+    options: Mapping[str, Sequence[str]],
+    *,
+    fp8: bool,
+    ranks_per_node: int = 0,
 ) -> list[Block]:
-    """The blocks of a plan. sizes: a case `ll` with all sizes. options: `modes`, `protocols` and `peers` by name."""
+    """The blocks of a plan. sizes: a case `ll` with all sizes. options: `modes`, `protocols` and `peers` by name.
+
+    ranks_per_node: not 0: beside each of ours of low latency the same with nodes of so many ranks.
+    """
     return [
         Block(
             mode=mode,
             protocol=protocol,
-            contenders=_low_latency(sizes, protocol, options["peers"], fp8=fp8)
+            contenders=_low_latency(sizes, protocol, options["peers"], ranks_per_node, fp8=fp8)
             if mode == "ll"
             else _high_throughput(msgspec.structs.replace(sizes, tokens=ht_tokens), protocol, ht_sms, options["peers"]),
         )
@@ -101,7 +114,9 @@ def blocks(
     ]
 
 
-def _low_latency(sizes: Case, protocol: Protocol, peers: Sequence[str], *, fp8: bool) -> list[Contender]:
+def _low_latency(
+    sizes: Case, protocol: Protocol, peers: Sequence[str], ranks_per_node: int, *, fp8: bool
+) -> list[Contender]:
     exact = msgspec.structs.replace(sizes, mode="ll", protocol=protocol)
     reduced = msgspec.structs.replace(exact, combine="local_reduce")
     made = [_ours("ep_core, exact", exact), _ours("ep_core, local_reduce", reduced)]
@@ -109,7 +124,18 @@ def _low_latency(sizes: Case, protocol: Protocol, peers: Sequence[str], *, fp8: 
     if fp8:
         made.append(_ours("ep_core, fp8, local_reduce", msgspec.structs.replace(reduced, dtype="fp8")))
         made += _peers(msgspec.structs.replace(exact, dtype="fp8"), peers)
-    return [*made, _ours(NO_TOKENS, msgspec.structs.replace(reduced, tokens=0))]
+    split = [_split(one, ranks_per_node) for one in made if ranks_per_node and not one.peer]
+    return [*made, *split, _ours(NO_TOKENS, msgspec.structs.replace(reduced, tokens=0))]
+
+
+def _split(contender: Contender, ranks_per_node: int) -> Contender:
+    """The same over nodes of so many ranks."""
+    return msgspec.structs.replace(
+        contender,
+        name=f"{contender.name}, {ranks_per_node} a node",
+        run=PlannedRun(run_id=new_run_id(), case=contender.run.case),
+        ranks_per_node=ranks_per_node,
+    )
 
 
 def _high_throughput(sizes: Case, protocol: Protocol, sms: Sequence[int], peers: Sequence[str]) -> list[Contender]:

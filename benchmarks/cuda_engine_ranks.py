@@ -40,6 +40,7 @@ from harness.timers import Timed
 from harness.world import World, join, place
 
 LL_SMS = "EP_LL_SMS"
+RANKS_PER_NODE = "EP_RANKS_PER_NODE"
 MPS_PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 FOUND = "found.json"
 
@@ -165,7 +166,11 @@ class _Bench:
         """Set up and check."""
         world, case = self._world, entry.run.case
         inputs = make_inputs(case, world.rank, world.device(case.device))
-        with entry.turn(self._ht_sms(entry.contender)), _variable(LL_SMS, self._ll_sms()):
+        with (
+            entry.turn(self._ht_sms(entry.contender)),
+            _variable(LL_SMS, self._ll_sms()),
+            _variable(RANKS_PER_NODE, entry.contender.ranks_per_node),
+        ):
             given = Setup(case=case, rank=world.rank, inputs=inputs, group=group, deadline_s=world.deadline_s)
             entry.run.agreed("setup", lambda: entry.backend.setup(given))
             check(entry.run, entry.backend, "before")

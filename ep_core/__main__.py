@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ep_core import _host, cuda, mscclpp_mapping, peers
+from ep_core import _host, cuda, mscclpp_mapping, peers, ports
 
 
 def host_obstacle() -> str:
@@ -44,6 +44,22 @@ def transport() -> str:
     return f"CUDA IPC (MSCCL++: {obstacle or 'usable, but EP_CORE_TRANSPORT says ipc'})"
 
 
+def between_nodes() -> str:
+    """How the CUDA engine would reach ranks of other nodes, and why not where it would not."""
+    try:
+        obstacle = peers.port_obstacle()
+        if obstacle:
+            return f"nothing: {obstacle}"
+        offered = ports.offer(mscclpp_mapping.ib_devices())
+    except ValueError as error:
+        return f"nothing: {error}"
+    asked = offered.removesuffix("!")
+    if offered.endswith("!"):
+        return f"port channels over {ports.WORDS[ports.agreed([offered], one_machine=True)]}, as {ports.TRANSPORT} says"
+    found = "InfiniBand" if asked else "Ethernet (TCP); CUDA IPC where one machine acts as several nodes"
+    return f"port channels over {found} ({ports.TRANSPORT} chooses another)"
+
+
 def report() -> str:
     """The whole report, lines of `name: fact`."""
     obstacle = host_obstacle()
@@ -64,6 +80,7 @@ def report() -> str:
         f"    ended peers are noticed at once: {'yes' if pidfd else 'no, only at the deadline'}",
         f"  cuda: {'no: ' + cuda_obstacle if cuda_obstacle else 'yes, on CUDA tensors'}",
         *([] if cuda_obstacle else [f"    peers' memory is mapped by: {transport()}"]),
+        *([] if cuda_missing else [f"    ranks of other nodes are reached by: {between_nodes()}"]),
     ]
     return "\n".join(lines)
 

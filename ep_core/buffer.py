@@ -40,7 +40,7 @@ class Buffer(LowLatencyFace, HighThroughputFace):
         group, rank, group_size, num_nvl_bytes, num_rdma_bytes, low_latency_mode: as given.
         timeout_s: the deadline of every wait, seconds.
         device: where its operations' tensors are.
-        nodes: beyond DeepEP: which ranks share memory; between nodes rows travel over gloo.
+        nodes: beyond DeepEP: which ranks share memory; between nodes rows travel over gloo, on CUDA by port channels.
         num_sms: processors for high-throughput kernels (used by the CUDA engine only).
     """
 
@@ -63,14 +63,16 @@ class Buffer(LowLatencyFace, HighThroughputFace):
         """Make the buffer; collective over `group`.
 
         Arguments:
-            group: the ranks, 1 to 64; on CUDA all on one machine.
+            group: the ranks, 1 to 64; on CUDA several nodes want MSCCL++, and low latency alone goes between them.
             num_nvl_bytes: ring for `dispatch` and `combine`, bytes; 0 for none, else at least
                 `Config.least_nvl_bytes`, better `Config.get_nvl_buffer_size_hint`.
             num_rdma_bytes: region for low latency, bytes; at least `get_low_latency_rdma_size_hint`, or 0 for none.
                 Memory is taken as it is touched, in each rank's own name.
             low_latency_mode: whether low-latency operations will be used.
-            num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: accepted and of no effect: between nodes
-                rows travel over gloo, inside of a node over shared memory.
+            num_qps_per_rank: the most channels to each rank of another node, at least 1, which is what low latency has;
+                every channel has its own order, so more would not make one message faster.
+            allow_nvlink_for_low_latency_mode, allow_mnnvl: accepted and of no effect: inside of a node rows travel over
+                shared memory, or memory that its ranks map.
             explicitly_destroy: accepted; memory goes with `destroy` or with the buffer, whichever is first.
             timeout_s: beyond DeepEP: the deadline of every wait, seconds; None: the variable EP_TIMEOUT_S, else 60.
             device: beyond DeepEP: where the operations' tensors are, of the same type on all ranks. None: the current
@@ -87,6 +89,8 @@ class Buffer(LowLatencyFace, HighThroughputFace):
         for name, value in (("num_nvl_bytes", num_nvl_bytes), ("num_rdma_bytes", num_rdma_bytes)):
             if value < 0:
                 raise ValueError(f"{name}: wanted 0 or more bytes, got {value}")
+        if num_qps_per_rank < 1:
+            raise ValueError(f"num_qps_per_rank: wanted at least 1 channel to each rank, got {num_qps_per_rank}")
         self.group = group
         self.rank = group.rank()
         self.group_size = group.size()
@@ -132,10 +136,12 @@ class Buffer(LowLatencyFace, HighThroughputFace):
 
     @staticmethod
     def get_low_latency_rdma_size_hint(
-        num_max_dispatch_tokens_per_rank: int, hidden: int, num_ranks: int, num_experts: int
+        num_max_dispatch_tokens_per_rank: int, hidden: int, num_ranks: int, num_experts: int, *, num_nodes: int = 1
     ) -> int:
         """The least `num_rdma_bytes` for low-latency operations of these sizes, bytes: twice 2 E Tmax H and a bit.
 
+        num_nodes: beyond DeepEP: how many nodes the ranks are on, as many on each; on CUDA messages to other nodes are
+        put together in this memory, and come there, which takes about as much again for each way.
         It is enough for every engine of this build. On the host untouched pages cost nothing: a half is touched only
         where rows are staged.
         """
@@ -143,7 +149,9 @@ class Buffer(LowLatencyFace, HighThroughputFace):
         checks.hidden(hidden, fp8=False, bytes_per_element=2)
         checks.max_tokens(num_max_dispatch_tokens_per_rank, num_ranks)
         sizes = (num_max_dispatch_tokens_per_rank, hidden, num_ranks, num_experts)
-        return max(_host.low_latency_size_hint(*sizes), cuda.low_latency_size_hint(*sizes))
+        if not 1 <= num_nodes <= num_ranks:
+            raise ValueError(f"num_nodes: wanted from 1 to num_ranks={num_ranks}, got {num_nodes}")
+        return max(_host.low_latency_size_hint(*sizes), cuda.low_latency_size_hint(*sizes, num_nodes))
 
     def check(self) -> None:
         """Beyond DeepEP: raise what kernels have reported since their operations returned; never waits.

@@ -1,4 +1,4 @@
-"""The CUDA engine: CUDA tensors, ranks of one node, kernels that write into peers' memory.
+"""The CUDA engine: CUDA tensors, kernels that write into the memory of their node's ranks, channels to other nodes.
 
 The Python half of `ep_core._cuda`: turns checked tensors into addresses. Made by `ep_core.buffer`. The extension is
 built where nvcc is found; without it everything here still imports, and `obstacle` says why the engine cannot be used.
@@ -7,6 +7,7 @@ Next to read: `ep_core.peers` (how peers' memory is mapped), `ep_core.streams`, 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -30,7 +31,6 @@ from ep_core.engine import (
 )
 from ep_core.errors import EPTimeoutError
 from ep_core.event import EventOverlap
-from ep_core.nodes import Nodes
 from ep_core.open_operations import OpenOperations
 from ep_core.streams import Call, CudaCall, Streams
 
@@ -70,11 +70,16 @@ def obstacle() -> str:
     return _cuda.obstacle()
 
 
-def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int) -> int:
-    """The least `num_rdma_bytes` for low-latency operations of these sizes, bytes; 0 where there can be none."""
+def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int, nodes: int = 1) -> int:
+    """The least `num_rdma_bytes` for low-latency operations of these sizes, bytes; 0 where there can be none.
+
+    nodes: that the ranks are on, as many on each.
+    """
     if _load_error or experts > _cuda.MAX_EXPERTS or hidden > _cuda.MAX_HIDDEN or hidden % _HIDDEN_STEP:
         return 0
-    return _cuda.low_latency_size_hint(max_tokens, hidden, ranks, experts)
+    # Where nodes differ, the smallest one's ranks have the most others.
+    others = 0 if nodes == 1 else ranks - ranks // nodes if ranks % nodes == 0 else ranks - 1
+    return _cuda.low_latency_size_hint(max_tokens, hidden, ranks, experts, others)
 
 
 def high_throughput_least_bytes(row_bytes: int, extra_bytes: int, ranks: int) -> int:
@@ -101,7 +106,6 @@ class CudaEngine:
         self.device = device
         self.max_experts = _cuda.MAX_EXPERTS
         self._rank, self._ranks = group.rank(), group.size()
-        self.nodes = Nodes(self._rank, (0,) * self._ranks)
         self._timeout_s = timeout_s
         self._ll_sms = sms_wanted(os.environ.get(_LL_SMS, ""))
         self._streams = Streams(device)
@@ -118,6 +122,7 @@ class CudaEngine:
         except BaseException:
             self._cuda.destroy()
             raise
+        self.nodes = self._peers.nodes
         self._starts = torch.zeros((self._ranks, 1), dtype=torch.int32, device=device)
 
     def check(self) -> None:
@@ -132,7 +137,9 @@ class CudaEngine:
         phase, code, ranks, waited_s, what, where = failure
         if code == told.DEADLINE:
             exited = [peer for peer in ranks if rendezvous.has_exited(self._peers.pids[peer])]
-            raise EPTimeoutError(phase, self._rank, ranks, waited_s, exited)
+            proxies = self._peers.failure()
+            why = f"a proxy has ended: {proxies}" if proxies else ""
+            raise EPTimeoutError(phase, self._rank, ranks, waited_s, exited, why=why)
         raise ValueError(told.wrong(phase, code, ranks, what, where))
 
     def call(self, previous_event: EventOverlap | None, async_finish: bool) -> Call:
@@ -303,6 +310,7 @@ class CudaEngine:
 
     def dispatch_begin(self, given: HighThroughputIn, call: Call) -> DispatchPlan:
         """See `ep_core.engine.Engine`. Waits for the counts of all ranks unless it need not know them."""
+        self._refuse_several_nodes("dispatch")
         if given.cached is not None:
             rank_prefix, channel_prefix, starts, src_idx, _, send_head = given.cached
             return DispatchPlan(rank_prefix, channel_prefix, starts, send_head, [], src_idx.shape[0])
@@ -370,6 +378,7 @@ class CudaEngine:
         self, given: HighThroughputBack, out: torch.Tensor, out_weights: torch.Tensor | None, call: Call
     ) -> None:
         """See `ep_core.engine.Engine`."""
+        self._refuse_several_nodes("combine")
         biases = [one.data_ptr() for one in given.bias] + [0, 0]
         self._cuda.ht_combine(
             call.stream,
@@ -390,12 +399,25 @@ class CudaEngine:
             address_of(out_weights),
         )
 
+    def _refuse_several_nodes(self, name: str) -> None:
+        if self.nodes.count > 1:
+            raise ValueError(
+                f"{name}: high throughput on CUDA joins the ranks of one node, and these are on {self.nodes.count}: "
+                'use low latency, or make the buffer for device="cpu"'
+            )
+
     def destroy(self) -> None:
         """Wait for the device and give up the memory. May be called twice."""
-        if not self._destroyed:
-            self._destroyed = True
-            self._cuda.destroy()
+        if self._destroyed:
+            return
+        self._destroyed = True
+        if self.nodes.count > 1:
+            # Proxies end, and forget the memory, before it is freed.
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.synchronize(self.device)
             self._peers.close()
+        self._cuda.destroy()
+        self._peers.close()
 
 
 def _tensors(map: LowLatencyMap | None) -> tuple[torch.Tensor | None, ...]:

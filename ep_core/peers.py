@@ -1,21 +1,23 @@
 """How the ranks of a CUDA buffer find and map each other's memory.
 
 Addresses go through the process group's store (`ep_core.rendezvous`); memory is mapped by MSCCL++ where that is
-installed, else by CUDA IPC handles. EP_CORE_TRANSPORT=ipc asks for the latter. Called by `ep_core.cuda`. Next to read:
-`ep_core.mscclpp_mapping`.
+installed, else by CUDA IPC handles. EP_CORE_TRANSPORT=ipc asks for the latter. Ranks of other nodes are reached by
+MSCCL++'s port channels (`ep_core.ports`). Called by `ep_core.cuda`. Next to read: `ep_core.mscclpp_mapping`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
 
-from ep_core import mscclpp_mapping, rendezvous
+from ep_core import mscclpp_mapping, ports, rendezvous
+from ep_core.nodes import Nodes
 
 if TYPE_CHECKING:
     from ep_core._cuda import Cuda
@@ -39,10 +41,18 @@ def transport() -> Transport:
 
 @dataclass(frozen=True)
 class Peers:
-    """The other ranks, mapped. pids: by rank, None where it lives among other process numbers than ours."""
+    """The other ranks, within reach.
+
+    pids: by rank, None where it lives among other process numbers than ours. nodes: who shares memory.
+    """
 
     pids: list[int | None]
+    nodes: Nodes
     mapping: mscclpp_mapping.PeerMapping | None
+
+    def failure(self) -> str:
+        """What ended a proxy; empty while all is well."""
+        return "" if self.mapping is None else self.mapping.failure()
 
     def close(self) -> None:
         """Give up what maps them; waits for nobody."""
@@ -73,24 +83,61 @@ def map_peers(
         gpu=str(torch.cuda.get_device_properties(device).uuid),
         ipc_handle=cuda.ipc_handle().hex() if chosen == "ipc" else "",
         transport=chosen,
+        ports=ports.offer(mscclpp_mapping.ib_devices()) if chosen == "mscclpp" else "",
     )
     name = rendezvous.next_name(group)
     found = rendezvous.exchange(group, name, mine, timeout_s)
     for rank, address in enumerate(found):
         address.check(rank, mine)
-        address.check_machine(rank, mine)
-        _check_reachable(rank, address.gpu, device)
+    nodes = Nodes.found(group.rank(), [address.boot_id for address in found])
+    plan = port_plan(nodes, found, torch.cuda.get_device_capability(device)[0]) if nodes.count > 1 else None
+    for rank in nodes.ranks_of(nodes.mine):
+        _check_reachable(rank, found[rank].gpu, device)
     mapping = None
     if chosen == "mscclpp":
-        mapping = mscclpp_mapping.map_peers(group, cuda.base, cuda.size, device.index, timeout_s)
+        mapping = mscclpp_mapping.map_peers(group, cuda.base, cuda.size, device.index, timeout_s, plan)
         cuda.connect_pointers(mapping.addresses)
+        if plan is not None:
+            cuda.connect_ports(list(nodes.node_of), mapping.port_handles, plan.most_message_bytes)
+            if group.rank() == 0:
+                print(plan.sentence, file=sys.stderr, flush=True)
     else:
         cuda.connect_ipc([bytes.fromhex(address.ipc_handle) for address in found])
     # Nobody may write into, or free, what a peer is still mapping.
     rendezvous.exchange(group, f"{name}/mapped", mine, timeout_s)
     with contextlib.suppress(RuntimeError):
         rendezvous.forget(group, name)
-    return Peers([address.pid if address.pid_namespace == mine.pid_namespace else None for address in found], mapping)
+    return Peers([address.pid if address.machine == mine.machine else None for address in found], nodes, mapping)
+
+
+def port_obstacle() -> str:
+    """Why ranks of several nodes cannot be joined on CUDA here; empty when they can, as far as can be said without."""
+    obstacle = mscclpp_mapping.obstacle()
+    if obstacle:
+        return f"MSCCL++: {obstacle}"
+    if transport() != "mscclpp":
+        return f"{_TRANSPORT} says ipc, and it takes mscclpp"
+    from ep_core import _cuda
+
+    return "" if _cuda.PORT_HANDLE_BYTES else "ep_core._cuda was built without MSCCL++; build it again"
+
+
+def port_plan(nodes: Nodes, found: list[rendezvous.Address], major: int) -> ports.PortPlan:
+    """How the ranks of `nodes`, of which there are several, reach each other. major: of the compute capability.
+
+    Raises `ValueError` where they cannot.
+    """
+    mine = found[nodes.rank]
+    obstacle = port_obstacle()
+    if obstacle:
+        there = next(address.host for rank, address in enumerate(found) if not nodes.same(rank, nodes.rank))
+        where = f"{mine.host} and {there}" if there != mine.host else f"{mine.host}, which EP_RANKS_PER_NODE divides"
+        raise ValueError(f"group: its ranks are on {nodes.count} nodes ({where}), and cannot be joined: {obstacle}")
+    chosen = ports.agreed([address.ports for address in found], len({address.boot_id for address in found}) == 1)
+    others = len(nodes.node_of) - len(nodes.ranks_of(nodes.mine))
+    ranks_here = sum(address.boot_id == mine.boot_id for address in found)
+    count = ports.proxies_of(chosen, others, major, len(os.sched_getaffinity(0)), ranks_here)
+    return ports.PortPlan(nodes, chosen, count)
 
 
 def _check_reachable(rank: int, gpu: str, device: torch.device) -> None:

@@ -35,7 +35,7 @@ class Address:
 
     fd, token: of a segment on the host. mirrors: file descriptors of the mirrors that it holds, by the rank of another
     node that each mirrors. ranks_per_node: as asked for. gpu, ipc_handle, transport: of one on a GPU: its UUID, the
-    handle in hexadecimal, and what maps it.
+    handle in hexadecimal, and what maps it. ports: how it would reach ranks of other nodes, see `ep_core.ports`.
     """
 
     pid: int
@@ -50,6 +50,7 @@ class Address:
     gpu: str
     ipc_handle: str
     transport: str
+    ports: str
     ranks_per_node: int | None
     mirrors: dict[str, int]
 
@@ -64,6 +65,7 @@ class Address:
         gpu: str = "",
         ipc_handle: str = "",
         transport: str = "",
+        ports: str = "",
     ) -> Address:
         """The address of a segment of these sizes here: behind file descriptor `fd`, or on a GPU."""
         return cls(
@@ -79,6 +81,7 @@ class Address:
             gpu=gpu,
             ipc_handle=ipc_handle,
             transport=transport,
+            ports=ports,
             ranks_per_node=nodes.ranks_per_node(),
             mirrors={},
         )
@@ -102,13 +105,6 @@ class Address:
                     f"{words}: rank {rank} was given {getattr(self, name)}, this rank {getattr(mine, name)}: "
                     "give the same on all ranks"
                 )
-
-    def check_machine(self, rank: int, mine: Address) -> None:
-        """Raise `ValueError` when `rank`, which lives here, is not on the machine of this process (`mine`)."""
-        if self.boot_id != mine.boot_id:
-            raise ValueError(
-                f"rank {rank} runs on {self.host}, this rank on {mine.host}: on CUDA all ranks must be on one machine"
-            )
 
 
 def has_exited(pid: int | None) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness import overrides, routing, traffic
+from harness import overrides, placement, routing, traffic
 from harness.backends import packed
 from harness.backends.base import Received, Setup
 from harness.backends.ranked import Ranked, ring_bytes
@@ -48,11 +49,14 @@ class EpCoreBackend:
 
     @classmethod
     def supports(cls, case: Case) -> str | None:
-        """`ll` in bf16 or fp8 with either combine, `ht` in bf16; CUDA on one node, where its engine can be used."""
+        """`ll` in bf16 or fp8 with either combine, `ht` in bf16; on CUDA where its engine is, `ht` on one node."""
         if case.device == "cuda":
-            if case.nodes != 1:
-                return "on CUDA its ranks must be on one node"
-            from ep_core import cuda
+            from ep_core import cuda, peers
+
+            if case.nodes != 1 and case.mode == "ht":
+                return "on CUDA the ranks of high throughput must be on one node"
+            if case.nodes != 1 and (why := peers.port_obstacle()):
+                return f"its ranks on CUDA cannot be on several nodes here: {why}"
 
             if why := cuda.obstacle():
                 return f"its CUDA engine cannot be used: {why}"
@@ -169,7 +173,7 @@ class _LowLatency:
         self.buffer = Buffer(
             given.group,
             num_rdma_bytes=Buffer.get_low_latency_rdma_size_hint(
-                self._max_tokens, case.hidden, case.ranks, case.experts
+                self._max_tokens, case.hidden, case.ranks, case.experts, num_nodes=_nodes(given)
             ),
             low_latency_mode=True,
             timeout_s=given.deadline_s,
@@ -222,6 +226,19 @@ class _LowLatency:
 
     def close(self) -> None:
         self.buffer.destroy()
+
+
+def _nodes(given: Setup) -> int:
+    """How many nodes to make room for: on CUDA what goes to other nodes takes memory of the buffer."""
+    if given.case.device == "cpu":
+        return 1
+    import torch.distributed as dist
+
+    domains: list[str] = [""] * given.case.ranks
+    dist.all_gather_object(domains, placement.memory_domain(), group=given.group)
+    sizes = Counter(placement.memory_domains(domains)).values()
+    # As many ranks on each is what the hint knows; else as for a rank on each, which is enough for any.
+    return len(sizes) if len(set(sizes)) == 1 else given.case.ranks
 
 
 def _high_throughput(given: Setup) -> Ranked:

@@ -3,10 +3,10 @@
     make gpu-check PYTHON=python3 [OUT=folder]
     python3 tests/cuda/gpu_check.py [--only STEP ...] [--budget SECONDS] [--no-mps]
 
-Builds the extension in place for this Python, runs the tests under tests/cuda, those that kill ranks apart, the
-harness's on GPUs, compute-sanitizer on a small round trip, and benchmarks/cuda_engine.py. It needs a driver, nvcc and,
-in this Python, torch with CUDA, numpy, setuptools, nanobind, cmake, ninja, pytest and hypothesis; no network. msgspec
-is wanted by what uses the harness; nvidia-ml-py tells clocks.
+Builds the extension in place for this Python, runs the tests under tests/cuda, those that kill ranks and those of
+several nodes apart, the harness's on GPUs, compute-sanitizer on a small round trip, and benchmarks/cuda_engine.py. It
+needs a driver, nvcc and, in this Python, torch with CUDA, numpy, setuptools, nanobind, cmake, ninja, pytest and
+hypothesis; no network. msgspec is wanted by what uses the harness; nvidia-ml-py tells clocks.
 
 Tests with more ranks than GPUs run under a private MPS daemon, where ranks on one GPU run side by side; those that kill
 ranks never do, as a client of MPS that dies can take its server along. Each step has a deadline, and its log in the
@@ -40,6 +40,7 @@ MOST_RANKS = 8
 TAIL_LINES = 25
 KILL_GRACE_S = 20.0
 FAULTS, HARNESS = "tests/cuda/test_cuda_faults.py", "tests/cuda/test_cuda_harness.py"
+PORTS = "tests/cuda/test_cuda_ports.py"
 SANITIZED = "tests/cuda/sanitize.py"
 # synccheck follows so many barriers at once; the kernels have some for each warp of each block.
 BARRIERS = ("--num-cuda-barriers", "8192")
@@ -73,9 +74,16 @@ def steps(out: Path, shared: bool) -> list[Step]:
     return [
         Step("build", (python, "setup.py", "egg_info", "build_ext", "--inplace"), 180, program="nvcc", vital=True),
         Step("report", (python, "-m", "ep_core"), 40, shown=True),
-        Step("tests", (python, *pytest, "tests/cuda", f"--ignore={FAULTS}", f"--ignore={HARNESS}"), 180, mps=True),
+        Step(
+            "tests",
+            (python, *pytest, "tests/cuda", *(f"--ignore={file}" for file in (FAULTS, HARNESS, PORTS))),
+            180,
+            mps=True,
+        ),
         Step("bench", (python, *bench, *(("--mps",) if shared else ())), 200, module="msgspec", shown=True),
         Step("faults", (python, *pytest, FAULTS), 150),
+        # Without MPS, as ranks are killed in it.
+        Step("ports", (python, *pytest, PORTS), 300, module="ep_core._mscclpp"),
         Step("harness", (python, *pytest, HARNESS), 120, module="msgspec", mps=True),
         Step("memcheck", (*watched, "memcheck", python, SANITIZED), 90, program=sanitizer),
         Step("racecheck", (*watched, "racecheck", python, SANITIZED, "ll"), 90, program=sanitizer),

@@ -15,6 +15,7 @@ from ep_oracle import Problem
 from ep_world import Context
 
 from ep_core import Buffer
+from ep_core.nodes import ranks_per_node
 
 LEAST_ROOM = 64 << 20
 
@@ -41,7 +42,12 @@ UE8M0 = Rows(fp8=True, round_scale=True, ue8m0=True)
 
 def room(problem: Problem) -> int:
     """`num_rdma_bytes` for a problem, in few sizes so that buffers are shared between problems."""
-    hint = Buffer.get_low_latency_rdma_size_hint(problem.max_tokens, problem.hidden, problem.ranks, problem.experts)
+    per_node = ranks_per_node() or problem.ranks
+    # Uneven nodes take as much as nodes of a rank each.
+    nodes = problem.ranks if problem.ranks % per_node else problem.ranks // per_node
+    hint = Buffer.get_low_latency_rdma_size_hint(
+        problem.max_tokens, problem.hidden, problem.ranks, problem.experts, num_nodes=nodes
+    )
     return max(LEAST_ROOM, 1 << (hint - 1).bit_length())
 
 

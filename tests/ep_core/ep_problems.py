@@ -19,10 +19,15 @@ FEW = settings(
 
 @st.composite
 def problems(
-    draw: st.DrawFn, columns: st.SearchStrategy[int], most_tokens: int, most_topk: int, most_ranks: int = 4
+    draw: st.DrawFn,
+    columns: st.SearchStrategy[int],
+    most_tokens: int,
+    most_topk: int,
+    most_ranks: int = 4,
+    least_ranks: int = 1,
 ) -> Problem:
     """columns: the hidden sizes to choose from."""
-    ranks = draw(st.integers(1, most_ranks))
+    ranks = draw(st.integers(least_ranks, most_ranks))
     max_tokens = draw(st.integers(1, most_tokens))
     return Problem(
         ranks=ranks,

@@ -225,14 +225,21 @@ __device__ inline Operation take_turn(const World& world, Phase phase, Lane lane
   return {phase, lane, __shfl_sync(kAll, epoch, 0), signature};
 }
 
-// By one whole warp: returns when every peer has done with what the half held before, so it may be written. False when
-// the buffer is broken: then it may not.
-__device__ inline bool wait_for_turn(const World& world, const Operation& op) {
+// Which ranks are reached through mapped memory: all of them, unless some are on other nodes (ports.cuh).
+struct Everyone {
+  static constexpr bool kPorts = false;
+  __device__ constexpr bool near(int) const { return true; }
+};
+
+// By one whole warp: returns when every peer that is near has done with what the half held before, so it may be
+// written. False when the buffer is broken: then it may not.
+template <class Reach = Everyone>
+__device__ bool wait_for_turn(const World& world, const Operation& op, const Reach& reach = {}) {
   const std::uint64_t distance = op.lane == kLowLatency ? 2 : 1;
   const std::uint64_t before = op.epoch > distance ? op.epoch - distance : 0;
   bool good = !is_broken(world);
   for (int peer = static_cast<int>(threadIdx.x) % kWarp; peer < world.ranks; peer += kWarp) {
-    if (peer == world.rank) continue;
+    if (peer == world.rank || !reach.near(peer)) continue;
     const auto done = [&](std::uint64_t value) { return value >= before; };
     if (!wait_until(world, op, peer, &world.control().ack[op.lane][op.half()][peer], done)) good = false;
   }
@@ -242,10 +249,12 @@ __device__ inline bool wait_for_turn(const World& world, const Operation& op) {
 
 // By one whole warp of one block, before this launch's `tell_call`: acknowledges what earlier operations consumed; they
 // ended before this launch began. One fence at system scope, then relaxed stores: a release.
-__device__ inline void acknowledge(const World& world, Lane lane) {
+template <class Reach = Everyone>
+__device__ void acknowledge(const World& world, Lane lane, const Reach& reach = {}) {
   const int halves = lane == kLowLatency ? 2 : 1;
   asm volatile("fence.acq_rel.sys;" ::: "memory");
   for (int peer = static_cast<int>(threadIdx.x) % kWarp; peer < world.ranks; peer += kWarp) {
+    if (!reach.near(peer)) continue;
     for (int half = 0; half < halves; ++half) {
       store_relaxed(&world.control(peer).ack[lane][half][world.rank], world.control().consumed[lane][half]);
     }
@@ -255,9 +264,11 @@ __device__ inline void acknowledge(const World& world, Lane lane) {
 
 // By the same warp: tells the peers which operation this is. `consumes`: this launch will read the half to its end, so
 // that the next one can acknowledge it.
-__device__ inline void tell_call(const World& world, const Operation& op, bool consumes) {
+template <class Reach = Everyone>
+__device__ void tell_call(const World& world, const Operation& op, bool consumes, const Reach& reach = {}) {
   const int first = static_cast<int>(threadIdx.x) % kWarp;
   for (int peer = first; peer < world.ranks; peer += kWarp) {
+    if (!reach.near(peer)) continue;
     store_relaxed(&world.control(peer).call[op.lane][op.parity()][world.rank], tagged(op.signature, op.epoch));
   }
   if (consumes && first == 0) world.control().consumed[op.lane][op.half()] = op.epoch;
@@ -272,19 +283,24 @@ __device__ inline Operation begin(const World& world, Phase phase, Lane lane, st
   return op;
 }
 
-// By one whole warp of block 0: waits for every peer to have begun this operation, and alike.
-__device__ inline void check_alike(const World& world, const Operation& op) {
+__device__ inline void fail_unlike(const World& world, const Operation& op, int peer, std::uint32_t theirs) {
+  if (!first_to_fail(world)) return;
+  world.failure->what = theirs;
+  world.failure->where = op.signature;
+  world.failure->phase = op.phase;
+  world.failure->missing[peer] = 1;
+  tell(world, 2);
+}
+
+// By one whole warp of block 0: waits for every peer that is near to have begun this operation, and alike.
+template <class Reach = Everyone>
+__device__ void check_alike(const World& world, const Operation& op, const Reach& reach = {}) {
   for (int peer = threadIdx.x % kWarp; peer < world.ranks; peer += kWarp) {
+    if (!reach.near(peer)) continue;
     const std::uint64_t* word = &world.control().call[op.lane][op.parity()][peer];
     if (!wait_for_epoch(world, op, peer, word)) continue;
     const std::uint32_t theirs = value_of(load_relaxed(word));
-    if (theirs == op.signature) continue;
-    if (!first_to_fail(world)) continue;
-    world.failure->what = theirs;
-    world.failure->where = op.signature;
-    world.failure->phase = op.phase;
-    world.failure->missing[peer] = 1;
-    tell(world, 2);
+    if (theirs != op.signature) fail_unlike(world, op, peer, theirs);
   }
 }
 

@@ -58,6 +58,14 @@ struct Control {
   unsigned long long tickets[kLanes];  // see `begin`
   std::uint64_t consumed[kLanes][2];   // to be acknowledged by the next operation
   std::uint32_t broken;                // a wait has failed: nobody waits any more
+
+  // Low latency with other nodes, see ports.cuh; the rank's own too.
+  unsigned long long posted;        // blocks that have made their part of the messages, like a ticket
+  std::uint32_t pieces[kMaxRanks];  // in the message being made for that rank
+  std::uint64_t told[2];            // acknowledgements that messages have carried
+  std::uint64_t early[2];           // those that go ahead of a message; what is put lies here
+  std::int64_t inbox[2];            // where the messages of the half's last operation come in, from the base
+  std::int64_t inbox_stride[2];
 };
 
 // What a kernel tells the host, in pinned host memory. `code` is written last, with release at system scope.
@@ -117,7 +125,9 @@ struct LowLatencyLayout {
   std::int64_t half_bytes;   // wanted for one half's payload
   std::int64_t payload_stride;
 
-  EP_HOST_DEVICE LowLatencyLayout(const LowLatencySizes& sizes, int ranks, std::int64_t region_bytes) {
+  // messages: what those between nodes take of a half, at its end (ports.hpp).
+  EP_HOST_DEVICE LowLatencyLayout(const LowLatencySizes& sizes, int ranks, std::int64_t region_bytes,
+                                  std::int64_t messages = 0) {
     const std::int64_t tokens = sizes.max_tokens;
     const std::int64_t all = ranks * tokens;
     selections = 0;
@@ -135,12 +145,13 @@ struct LowLatencyLayout {
     const std::int64_t reduced = all * row;
     half_bytes = align_up(
         dispatch > exact ? (dispatch > reduced ? dispatch : reduced) : (exact > reduced ? exact : reduced), kPage);
+    half_bytes += messages;
     payload_stride = region_bytes / kPage * kPage - half_bytes - payload;
   }
 
   // The least region for these sizes.
-  static std::int64_t least_bytes(const LowLatencySizes& sizes, int ranks) {
-    const LowLatencyLayout at(sizes, ranks, 0);
+  static std::int64_t least_bytes(const LowLatencySizes& sizes, int ranks, std::int64_t messages = 0) {
+    const LowLatencyLayout at(sizes, ranks, 0, messages);
     const std::int64_t by_words = (2 * at.word_bytes + kPage) * kWordShare;
     const std::int64_t by_payload = (2 * at.half_bytes + kPage) * kWordShare / (kWordShare - 1) + kPage;
     return align_up(by_words > by_payload ? by_words : by_payload, kPage);

@@ -41,6 +41,17 @@ LowLatency::LowLatency(const Segment& segment) : segment_(segment) {
   check(prepare_combine(), "low_latency_combine cannot have its shared memory");
 }
 
+void LowLatency::prepare_ports() const {
+  const DeviceGuard guard(segment_.device());
+  check(prepare_ports_dispatch(), "low_latency_dispatch cannot have its shared memory");
+  check(prepare_ports_combine(), "low_latency_combine cannot have its shared memory");
+}
+
+std::int64_t LowLatency::messages(const LowLatencySizes& sizes) const {
+  const int slots = segment_.ports().slots;
+  return slots == 0 ? 0 : messages_bytes(sizes, segment_.world().ranks, slots);
+}
+
 void LowLatency::check_fits(const LowLatencySizes& sizes) const {
   const World& world = segment_.world();
   if (sizes.experts > kMaxExperts || sizes.hidden > kMaxHidden || sizes.max_tokens >= kMostTokens) {
@@ -50,19 +61,26 @@ void LowLatency::check_fits(const LowLatencySizes& sizes) const {
                         ", hidden=" + std::to_string(sizes.hidden) +
                         ", num_max_dispatch_tokens_per_rank=" + std::to_string(sizes.max_tokens));
   }
-  const std::int64_t wanted = LowLatencyLayout::least_bytes(sizes, world.ranks);
+  const PortsOfBuffer& ports = segment_.ports();
+  if (ports.slots > 0 && message_slot_bytes(sizes, world.ranks) > ports.most_message_bytes) {
+    throw WrongArgument("num_max_dispatch_tokens_per_rank: a message to another node may come to " +
+                        std::to_string(message_slot_bytes(sizes, world.ranks)) + " bytes, and its transport carries " +
+                        std::to_string(ports.most_message_bytes) + " at once: give fewer tokens, or another " +
+                        "EP_PORT_TRANSPORT");
+  }
+  const std::int64_t wanted = LowLatencyLayout::least_bytes(sizes, world.ranks, messages(sizes));
   if (segment_.rdma_bytes() >= wanted) return;
   throw WrongArgument("num_rdma_bytes: " + std::to_string(wanted) +
                       " are wanted for num_max_dispatch_tokens_per_rank=" + std::to_string(sizes.max_tokens) +
                       ", hidden=" + std::to_string(sizes.hidden) + ", num_experts=" + std::to_string(sizes.experts) +
-                      " on " + std::to_string(world.ranks) +
-                      " ranks (get_low_latency_rdma_size_hint), the Buffer was made with " +
+                      " on " + std::to_string(world.ranks) + " ranks (get_low_latency_rdma_size_hint" +
+                      (ports.slots == 0 ? "" : ", with num_nodes") + "), the Buffer was made with " +
                       std::to_string(segment_.rdma_bytes()));
 }
 
 LowLatencyLayout LowLatency::layout(const LowLatencySizes& sizes) const {
   check_fits(sizes);
-  return {sizes, segment_.world().ranks, segment_.rdma_bytes()};
+  return {sizes, segment_.world().ranks, segment_.rdma_bytes(), messages(sizes)};
 }
 
 int LowLatency::blocks(int wanted) const {
@@ -77,7 +95,10 @@ void LowLatency::dispatch(const LowLatencyCall& given, const DispatchInput& in, 
   LowLatencyCall call = given;
   const std::int64_t options = in.fp8 + 2 * in.round_scale + 4 * (map.weights != nullptr);
   call.signature = signature_of(Phase::dispatch, call.sizes, call.topk, options);
-  check(launch_dispatch(segment_.world(), at, call, in, out, map, blocks(multiprocessors), stream),
+  const PortsOfBuffer& ports = segment_.ports();
+  const int grid = blocks(multiprocessors);
+  check(ports.slots == 0 ? launch_dispatch(segment_.world(), at, call, in, out, map, grid, stream)
+                         : launch_ports_dispatch(segment_.world(), at, call, in, out, map, ports, grid, stream),
         "low_latency_dispatch cannot be launched");
 }
 
@@ -87,7 +108,10 @@ void LowLatency::combine(const LowLatencyCall& given, const CombineInput& in, co
   const DeviceGuard guard(segment_.device());
   LowLatencyCall call = given;
   call.signature = signature_of(Phase::combine, call.sizes, call.topk, in.local_reduce);
-  check(launch_combine(segment_.world(), at, call, in, map, out, blocks(multiprocessors), stream),
+  const PortsOfBuffer& ports = segment_.ports();
+  const int grid = blocks(multiprocessors);
+  check(ports.slots == 0 ? launch_combine(segment_.world(), at, call, in, map, out, grid, stream)
+                         : launch_ports_combine(segment_.world(), at, call, in, map, out, ports, grid, stream),
         "low_latency_combine cannot be launched");
 }
 

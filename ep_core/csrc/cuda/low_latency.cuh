@@ -31,6 +31,8 @@ struct Half {
         words(world_.low_latency + op.half() * layout_.word_stride),
         payload(world_.low_latency + layout_.payload + op.half() * layout_.payload_stride) {}
 
+  // Within the own segment, from its base.
+  __device__ std::int64_t from_base(std::int64_t offset) const { return payload + offset; }
   __device__ std::uint64_t* word(int peer, std::int64_t offset, std::int64_t index) const {
     return reinterpret_cast<std::uint64_t*>(world.base[peer] + words + offset) + index;
   }
@@ -43,12 +45,17 @@ struct Half {
 // By one whole warp of every block: the operation this launch belongs to, whose half may be written. Epoch 0 when the
 // buffer is broken: the half may still be read then, and what this launch has to send may be made of what an earlier
 // one did not receive, which peers would take for good.
-__device__ inline Operation begin_call(const World& world, const LowLatencyCall& call, Phase phase) {
+template <class Reach = Everyone>
+__device__ Operation begin_call(const World& world, const LowLatencyCall& call, Phase phase, const Reach& reach = {}) {
   if ((call.parts & kSend) == 0) {
     return {phase, kLowLatency, is_broken(world) ? 0 : *call.ticket, call.signature};
   }
   Operation op = take_turn(world, phase, kLowLatency, call.signature);
-  if (!wait_for_turn(world, op)) op.epoch = 0;
+  if constexpr (Reach::kPorts) reach.acknowledge_early(op);
+  if (!wait_for_turn(world, op, reach)) op.epoch = 0;
+  if constexpr (Reach::kPorts) {
+    if (!reach.wait_for_turn_of_far(op)) op.epoch = 0;
+  }
   // What other warps write into the half by bulk copies comes after what the peers acknowledged.
   proxy_fence();
   return op;
@@ -58,13 +65,16 @@ __device__ inline Operation begin_call(const World& world, const LowLatencyCall&
 __device__ inline bool tells() { return blockIdx.x == gridDim.x - 1 && warp_id() == kWarps - 2; }
 
 // By that warp, before and after the operation is known: what peers, and later launches here, want to know.
-__device__ inline void tell_early(const World& world, const LowLatencyCall& call) {
-  if ((call.parts & kSend) != 0) acknowledge(world, kLowLatency);
+template <class Reach = Everyone>
+__device__ void tell_early(const World& world, const LowLatencyCall& call, const Reach& reach = {}) {
+  if ((call.parts & kSend) != 0) acknowledge(world, kLowLatency, reach);
 }
-__device__ inline void tell_late(const World& world, const LowLatencyCall& call, const Operation& op) {
+template <class Reach = Everyone>
+__device__ void tell_late(const World& world, const LowLatencyCall& call, const Operation& op,
+                          const Reach& reach = {}) {
   const bool receives = (call.parts & kReceive) != 0;
   if ((call.parts & kSend) != 0) {
-    tell_call(world, op, receives);
+    tell_call(world, op, receives, reach);
     if (!receives && lane_id() == 0) *call.ticket = op.epoch;
   } else if (lane_id() == 0) {
     world.control().consumed[kLowLatency][op.half()] = op.epoch;

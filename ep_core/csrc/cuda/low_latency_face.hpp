@@ -12,6 +12,8 @@ class LowLatency {
  public:
   explicit LowLatency(const Segment& segment);
 
+  // Once, when the segment has ports: allows their kernels the shared memory they use.
+  void prepare_ports() const;
   // Throws WrongArgument unless operations of these sizes fit the buffer and the kernels.
   void check_fits(const LowLatencySizes& sizes) const;
   // `call.signature` is filled in here. multiprocessors: how many to use, 0 for all.
@@ -21,6 +23,8 @@ class LowLatency {
                cudaStream_t stream) const;
 
  private:
+  // What messages between nodes take of a half.
+  std::int64_t messages(const LowLatencySizes& sizes) const;
   LowLatencyLayout layout(const LowLatencySizes& sizes) const;
   int blocks(int wanted) const;
 

@@ -108,8 +108,19 @@ NB_MODULE(_cuda, m) {
   m.attr("MAX_EXPERTS") = kMaxExperts;
   m.attr("MAX_HIDDEN") = kMaxHidden;
   m.def("obstacle", &obstacle);
-  m.def("low_latency_size_hint", [](int max_tokens, int hidden, int ranks, int experts) {
-    return LowLatencyLayout::least_bytes({max_tokens, hidden, experts}, ranks);
+  // others: the most ranks of other nodes that a rank has.
+  m.def(
+      "low_latency_size_hint",
+      [](int max_tokens, int hidden, int ranks, int experts, int others) {
+        const LowLatencySizes sizes{max_tokens, hidden, experts};
+        return LowLatencyLayout::least_bytes(sizes, ranks, others == 0 ? 0 : messages_bytes(sizes, ranks, others));
+      },
+      "max_tokens"_a, "hidden"_a, "ranks"_a, "experts"_a, "others"_a = 0);
+  m.attr("PORT_HANDLE_BYTES") = port_handle_bytes();
+  // By rank: its slot here, this rank's slot there, -1 for ranks of this node; and the most slots of any rank.
+  m.def("port_slots", [](int rank, const std::vector<int>& node_of) {
+    const SlotsOfRank slots(rank, node_of);
+    return std::make_tuple(slots.here, slots.there, slots.most);
   });
 
   m.def("high_throughput_least_bytes", &HighThroughput::least_bytes);
@@ -133,6 +144,15 @@ NB_MODULE(_cuda, m) {
            })
       .def("connect_pointers",
            [](Cuda& cuda, const std::vector<std::uintptr_t>& bases) { cuda.segment.connect_pointers(bases); })
+      .def("connect_ports",
+           [](Cuda& cuda, const std::vector<int>& node_of, const std::vector<nb::bytes>& handles,
+              std::int64_t most_message_bytes) {
+             std::vector<std::string> bytes;
+             bytes.reserve(handles.size());
+             for (const nb::bytes& handle : handles) bytes.emplace_back(handle.c_str(), handle.size());
+             cuda.segment.connect_ports(node_of, bytes, most_message_bytes);
+             cuda.low_latency.prepare_ports();
+           })
       .def(
           "destroy", [](Cuda& cuda) { cuda.segment.destroy(); }, nb::call_guard<nb::gil_scoped_release>())
       .def("failure", &failure)

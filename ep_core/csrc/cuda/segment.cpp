@@ -101,6 +101,19 @@ void Segment::connect_pointers(const std::vector<std::uintptr_t>& bases) {
   connected_ = true;
 }
 
+void Segment::connect_ports(const std::vector<int>& node_of, const std::vector<std::string>& handles,
+                            std::int64_t most_message_bytes) {
+  constexpr std::size_t kMostBytes = 1ull << 32;  // a channel's requests have offsets of 32 bits
+  if (static_cast<int>(node_of.size()) != world_.ranks) throw WrongArgument("node_of: wanted a node for each rank");
+  if (size_ > kMostBytes) {
+    throw WrongArgument("num_rdma_bytes and num_nvl_bytes: over several nodes a buffer has at most " +
+                        std::to_string(kMostBytes) + " bytes, got " + std::to_string(size_));
+  }
+  const DeviceGuard guard(device_);
+  ports_ = make_ports(world_.rank, node_of, handles);
+  ports_.most_message_bytes = most_message_bytes;
+}
+
 void Segment::destroy() {
   connected_ = false;
   if (base_ == nullptr && failure_ == nullptr) return;
@@ -108,6 +121,8 @@ void Segment::destroy() {
   const cudaError_t ended = cudaDeviceSynchronize();
   for (void* mapped : opened_) cudaIpcCloseMemHandle(mapped);
   opened_.clear();
+  cudaFree(ports_.of);
+  ports_ = {};
   cudaFree(base_);
   cudaFreeHost(failure_);
   cudaFreeHost(counts_);

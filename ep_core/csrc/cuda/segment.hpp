@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "ports_face.hpp"
 #include "world.hpp"
 
 namespace ep_core::cuda {
@@ -37,13 +38,19 @@ class Segment {
   std::string ipc_handle() const;
   // Maps the peers, in rank order; the own entry is not looked at.
   void connect_ipc(const std::vector<std::string>& handles);
-  // Likewise, where somebody else has mapped them and keeps them mapped.
+  // Likewise, where somebody else has mapped them and keeps them mapped; 0 for a rank of another node.
   void connect_pointers(const std::vector<std::uintptr_t>& bases);
+  // After that, for ranks on several nodes: `make_ports`. The channels' memories begin where the segment does.
+  // most_message_bytes: that their transport carries at once.
+  void connect_ports(const std::vector<int>& node_of, const std::vector<std::string>& handles,
+                     std::int64_t most_message_bytes);
   // Waits for the device, unmaps, frees. May be called twice.
   void destroy();
 
   // Throws std::runtime_error unless it is connected and not destroyed.
   const World& world() const;
+  // None when all ranks are on one node.
+  const PortsOfBuffer& ports() const { return ports_; }
   int device() const { return device_; }
   int multiprocessors() const { return multiprocessors_; }
   std::byte* base() const { return base_; }
@@ -69,6 +76,7 @@ class Segment {
   std::vector<void*> opened_;
   bool connected_ = false;
   World world_{};
+  PortsOfBuffer ports_;
 };
 
 }  // namespace ep_core::cuda

@@ -40,9 +40,10 @@ std::shared_ptr<CarriedBootstrap> carried(int rank, int ranks, PythonSend send, 
 NB_MODULE(_mscclpp, m) {
   using namespace ep_core;  // NOLINT(google-build-using-namespace)
   using release = nb::call_guard<nb::gil_scoped_release>;
-  m.doc() = "Maps the memory of peers' GPUs through MSCCL++; see ep_core/csrc/mscclpp/.";
+  m.doc() = "Peers' GPUs reached through MSCCL++; see ep_core/csrc/mscclpp/.";
   m.attr("VERSION") = mscclpp::version();
   m.def("abandon", &abandon);
+  m.def("ib_devices", &ib_devices, release());
   nb::class_<DescriptorServer>(m, "DescriptorServer")
       .def(nb::init<std::int64_t>(), "timeout_s"_a, release())
       .def("stop", &DescriptorServer::stop, release());
@@ -50,12 +51,24 @@ NB_MODULE(_mscclpp, m) {
       .def(
           "__init__",
           [](Transport* self, int rank, int ranks, std::uintptr_t base, std::size_t size, int device,
-             DescriptorServer& server, PythonSend send, PythonReceive receive) {
+             DescriptorServer& server, PythonSend send, PythonReceive receive, std::vector<int> node_of,
+             std::string transport, int proxies, double timeout_s) {
             const nb::gil_scoped_release without_gil;
             new (self) Transport(carried(rank, ranks, std::move(send), std::move(receive)), server,
-                                 reinterpret_cast<void*>(base), size, device);
+                                 reinterpret_cast<void*>(base), size, device,
+                                 {std::move(node_of), std::move(transport), proxies, timeout_s});
           },
-          "rank"_a, "ranks"_a, "base"_a, "size"_a, "device"_a, "server"_a, "send"_a, "receive"_a)
+          "rank"_a, "ranks"_a, "base"_a, "size"_a, "device"_a, "server"_a, "send"_a, "receive"_a, "node_of"_a,
+          "transport"_a, "proxies"_a, "timeout_s"_a)
       .def("addresses", &Transport::addresses)
+      .def("port_handles",
+           [](const Transport& transport) {
+             std::vector<nb::bytes> found;
+             for (const std::string& handle : transport.port_handles()) {
+               found.emplace_back(handle.data(), handle.size());
+             }
+             return found;
+           })
+      .def("failure", &Transport::failure)
       .def("close", &Transport::close, release());
 }
