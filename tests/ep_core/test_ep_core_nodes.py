@@ -216,8 +216,7 @@ def test_ranks_that_end_at_different_times_all_end_well() -> None:
     given = {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     environment = {**os.environ, **given, "EP_RANKS_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen([*program, "0.5" if rank else "0"], env=environment | {"RANK": str(rank)})
-        for rank in range(4)
+        subprocess.Popen([*program, "0.5" if rank else "0"], env=environment | {"RANK": str(rank)}) for rank in range(4)
     ]
     try:
         assert [rank.wait(90) for rank in ranks] == [0, 0, 0, 0]
