@@ -15,7 +15,7 @@ class EPTimeoutError(TimeoutError):
         phase: `dispatch`, `combine` or `construction`.
         rank: the rank that waited.
         missing: the ranks it waited for, ascending.
-        exited: those of `missing` whose process has ended.
+        exited: those of `missing` whose process has ended, or on another node whose buffer is gone.
         waited_s: how long it waited, seconds.
 
     The buffer that raised it cannot be used any more: ranks no longer agree on what was done.

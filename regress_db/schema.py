@@ -183,9 +183,11 @@ RUNS = Table(
     Column("launcher", String),
     Column("attempt", Integer),
     Column("scheduler_job", String),
-    Index("ix_runs_case_platform_started", "case_id", "platform_id", "started_at"),
+    Index("ix_runs_series", "case_id", "platform_id", "started_at", "outcome", "run_id", "night_id", "environment_id"),
 )
 """A run: one case measured once by one job. `digest` is of the whole record, to tell a repeat from a clash.
+
+A series' runs lie a night apart from one another; its index has them side by side, with all that a plot tells of each.
 
 launcher, attempt, scheduler_job: as in the record; NULL where it does not say.
 """
@@ -317,7 +319,7 @@ VERDICTS = Table(
     METADATA,
     Column("id", Integer, primary_key=True),
     Column("night_id", ForeignKey("nights.id"), nullable=False),
-    Column("case_id", ForeignKey("cases.id"), nullable=False, index=True),
+    Column("case_id", ForeignKey("cases.id"), nullable=False),
     Column("platform_id", ForeignKey("platforms.id")),
     Column("phase", String, nullable=False),
     Column("verdict", String, nullable=False),
@@ -344,6 +346,7 @@ VERDICTS = Table(
     Column("confirmations", Integer, nullable=False, server_default="0"),
     Column("waiver", String),
     Index("ix_verdicts_night_id_case_id_phase", "night_id", "case_id", "phase"),
+    Index("ix_verdicts_series", "case_id", "platform_id", "phase", "night_id", "verdict", "effect"),
     Index("ix_verdicts_regressed", "night_id", "case_id", "phase", sqlite_where=text("verdict = 'regressed'")),
 )
 """What was said of one series on one night, as it was said. Judging a night anew replaces its rows.

@@ -1,4 +1,4 @@
-"""Regressions that a person acknowledged, notes, and regressions found without reading every verdict."""
+"""Regressions that a person acknowledged, notes; indices that have a series, or the regressions, side by side."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -41,9 +41,23 @@ def upgrade() -> None:
         sqlite_where=sa.text("verdict = 'regressed'"),
         postgresql_where=sa.text("verdict = 'regressed'"),
     )
+    op.create_index(
+        "ix_verdicts_series", "verdicts", ["case_id", "platform_id", "phase", "night_id", "verdict", "effect"]
+    )
+    op.drop_index("ix_verdicts_case_id", "verdicts")
+    op.create_index(
+        "ix_runs_series",
+        "runs",
+        ["case_id", "platform_id", "started_at", "outcome", "run_id", "night_id", "environment_id"],
+    )
+    op.drop_index("ix_runs_case_platform_started", "runs")
 
 
 def downgrade() -> None:
+    op.create_index("ix_runs_case_platform_started", "runs", ["case_id", "platform_id", "started_at"])
+    op.drop_index("ix_runs_series", "runs")
+    op.create_index("ix_verdicts_case_id", "verdicts", ["case_id"])
+    op.drop_index("ix_verdicts_series", "verdicts")
     op.drop_index("ix_verdicts_regressed", "verdicts")
     op.drop_table("notes")
     op.drop_column("triage", "until")

@@ -98,7 +98,7 @@ def gather(history: History, asked: Asked) -> SeriesView:
                         label=_label(name, metric, [each for each, _ in wanted], common, len(metrics) > 1),
                         asked=place,
                         points=_cut(points, asked.since, asked.until),
-                        band=band_of(connection, _before(one.runs, asked.until), one.said, values),
+                        band=band_of(connection, pair, name.phase, _before(one.runs, asked.until), one.said, values),
                         changes=[
                             change
                             for change in with_levels(changes, points)
@@ -228,10 +228,6 @@ class _Read:
                 VERDICTS.c.night_id,
                 VERDICTS.c.verdict,
                 VERDICTS.c.effect,
-                VERDICTS.c.baseline_first,
-                VERDICTS.c.baseline_last,
-                VERDICTS.c.floor,
-                VERDICTS.c.noise_floor,
             ).where(
                 VERDICTS.c.case_id == pair.case_id,
                 VERDICTS.c.platform_id == pair.platform_id,

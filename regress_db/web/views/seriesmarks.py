@@ -18,7 +18,7 @@ from harness.case import Phase
 from regress_db.changes import ChangeLine, SeriesRun, changes_of_series
 from regress_db.environments import Difference, differences
 from regress_db.metrics import RUN_VALUE_METRIC
-from regress_db.schema import BASELINE_RUNS, BASELINES, METRICS, NIGHTS, NODES
+from regress_db.schema import BASELINE_RUNS, BASELINES, METRICS, NIGHTS, NODES, VERDICTS
 from regress_db.web.views.asked import Pair
 from regress_db.web.views.series import Band, Change, Mark, Points
 from regress_db.web.views.shared import facts
@@ -47,20 +47,34 @@ class Said(NamedTuple):
     night_id: int
     verdict: str
     effect: float | None
-    baseline_first: str | None
-    baseline_last: str | None
-    floor: float
-    noise_floor: float | None
 
 
 def band_of(
-    connection: Connection, runs: Sequence[PointRun], said: Mapping[int, Said], values: Mapping[int, float]
+    connection: Connection,
+    pair: Pair,
+    phase: Phase,
+    runs: Sequence[PointRun],
+    said: Mapping[int, Said],
+    values: Mapping[int, float],
 ) -> Band | None:
     """The baseline that the newest judged night of the series was judged against, in the metric's values."""
     newest = next((run for run in reversed(runs) if run.night_id in said), None)
     if newest is None:
         return None
-    judged = said[newest.night_id or 0]
+    judged = connection.execute(
+        select(
+            VERDICTS.c.night_id,
+            VERDICTS.c.baseline_first,
+            VERDICTS.c.baseline_last,
+            VERDICTS.c.floor,
+            VERDICTS.c.noise_floor,
+        ).where(
+            VERDICTS.c.night_id == newest.night_id,
+            VERDICTS.c.case_id == pair.case_id,
+            VERDICTS.c.platform_id == pair.platform_id,
+            VERDICTS.c.phase == phase,
+        )
+    ).one()
     places = {run.run_id: place for place, run in enumerate(runs)}
     first, last = places.get(judged.baseline_first or ""), places.get(judged.baseline_last or "")
     if first is None or last is None:
