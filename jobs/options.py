@@ -59,14 +59,27 @@ def selection_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_selection(
-        texts: tuple[str, ...], since: str | None, until: str | None, at: str | None, **rest: Any
+        texts: tuple[str, ...],
+        more: tuple[str, ...],
+        since: str | None,
+        until: str | None,
+        at: str | None,
+        **rest: Any,
     ) -> Any:
         from regress_db.selection import Selection
 
-        return command(selection=Selection.of(*texts, since=since, until=until, at=at), **rest)
+        words = [word for text in more for word in text.split()]
+        return command(selection=Selection.of(*texts, *words, since=since, until=until, at=at), **rest)
 
     options = [
         click.argument("texts", nargs=-1, metavar="[CASE|FILTER]..."),
+        click.option(
+            "--case",
+            "more",
+            multiple=True,
+            metavar="TEXT",
+            help="CASE and FILTER in one text: 'mode=ll ranks=16 dtype=*'; the same as the arguments.",
+        ),
         click.option("--since", metavar="TIME", help="Only runs from then on: 2026-11-22, 2026-11-22T02:00, 7d, 36h."),
         click.option("--until", metavar="TIME", help="Only runs before then."),
         click.option("--at", metavar="COMMIT", help="Only runs of code under test at this commit; its head will do."),

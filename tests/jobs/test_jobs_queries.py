@@ -68,6 +68,14 @@ def test_filters_and_times_choose(place):
     assert [row["failure"] for row in rows(place, "runs", "outcome=failed")] == ["the \x1b[31mend\a"]
 
 
+def test_filters_can_be_given_in_one_text(place):
+    words = f"mode={CASE.mode} ranks={CASE.ranks} dtype=*"
+    chosen = rows(place, "trend", "--case", words, "--phase", "combine")
+    assert chosen
+    assert chosen == rows(place, "trend", *words.split(), "--phase", "combine")
+    assert not rows(place, "trend", "--case", words, "dtype=fp8", "--phase", "combine")
+
+
 def test_a_trend_by_night_in_every_form(place, tmp_path):
     asked = ("trend", "--by", "night", "--as", "max", "--phase", "dispatch")
     found = rows(place, *asked)
