@@ -115,6 +115,27 @@ def deduplicated_bytes(case: Case, topk_idx: Selections) -> dict[Phase, float]:
     return {"dispatch": tokens * dispatch_row_bytes(case), "combine": rows_back * combine_row_bytes(case)}
 
 
+def bytes_between_nodes(case: Case, topk_idx: Selections) -> dict[Phase, float]:
+    """Bytes per rank that leave its node, averaged over ranks, where a token goes once to each node.
+
+    What comes back is a row for each rank of another node that had the token; in mode `ll` with combine `exact`, one
+    for each selection.
+    """
+    ranks_per_node = case.ranks // case.nodes
+    node_of_rank = np.arange(case.ranks) // ranks_per_node
+    far = node_of_rank[:, None] != node_of_rank
+    to_rank = goes_to_rank(case, topk_idx) & far[:, None, :]
+    tokens = np.count_nonzero(to_rank.reshape(case.ranks, case.tokens, case.nodes, ranks_per_node).any(axis=3))
+    rows_back = np.count_nonzero(to_rank)
+    if case.mode == "ll" and case.combine == "exact":
+        source, token, choice = np.nonzero(topk_idx != MASKED)
+        rows_back = np.count_nonzero(far[source, topk_idx[source, token, choice] // case.experts_per_rank])
+    return {
+        "dispatch": tokens / case.ranks * dispatch_row_bytes(case),
+        "combine": rows_back / case.ranks * combine_row_bytes(case),
+    }
+
+
 def traffic(
     case: Case, phase: Phase, bytes_per_rank: dict[str, float], latency_us: float, wire_bytes_per_rank: float | None
 ) -> Traffic:

@@ -114,12 +114,14 @@ class EpCoreBackend:
         self._engine.buffer.check()
 
     def wire_bytes(self) -> dict[Phase, float] | None:
-        """CUDA: what is left when a token goes once to each rank. CPU: None, since rows are read in place from shared
-        memory, and there is no link whose bytes could be counted.
+        """CUDA: what is left when a token goes once to each rank. CPU: what goes to other nodes.
+
+        None on the CPU of one node, where rows are read in place from shared memory: there is no link.
         """
-        if not self._on_gpu:
+        if not self._on_gpu and self._case.nodes == 1:
             return None
-        return traffic.deduplicated_bytes(self._case, routing.all_selections(self._case))
+        count = traffic.deduplicated_bytes if self._on_gpu else traffic.bytes_between_nodes
+        return count(self._case, routing.all_selections(self._case))
 
     def notes(self) -> list[str]:
         """The injected delay, where there is one."""

@@ -99,6 +99,27 @@ def test_remote_rows_equal_a_walk_over_tokens(problem):
         }
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["ll", "ht"]).flatmap(problems))
+def test_what_goes_between_nodes_equals_a_walk_over_tokens(problem):
+    case, topk_idx = problem
+    per_node = case.ranks // case.nodes
+    tokens = selections = ranks = 0
+    for source in range(case.ranks):
+        for row in topk_idx[source]:
+            owners = [int(e) // case.experts_per_rank for e in row if e != -1]
+            far = [owner for owner in owners if owner // per_node != source // per_node]
+            tokens += len({owner // per_node for owner in far})
+            selections += len(far)
+            ranks += len(set(far))
+    for combine, rows_back in (("exact", selections), ("local_reduce", ranks)):
+        if (case.mode, combine) != ("ht", "exact"):
+            assert traffic.bytes_between_nodes(msgspec.structs.replace(case, combine=combine), topk_idx) == {
+                "dispatch": pytest.approx(tokens / case.ranks * traffic.dispatch_row_bytes(case)),
+                "combine": pytest.approx(rows_back / case.ranks * 2 * case.hidden),
+            }
+
+
 def test_bandwidth_comes_from_the_given_time_and_aggregates_over_ranks():
     case = Case(backend="torch", mode="ll", ranks=4, tokens=8, hidden=128, topk=2, experts=4)
     found = traffic.traffic(case, "dispatch", {"recv": 3e6}, 1500.0, None)
