@@ -131,8 +131,8 @@ def bytes_between_nodes(case: Case, topk_idx: Selections) -> dict[Phase, float]:
         source, token, choice = np.nonzero(topk_idx != MASKED)
         rows_back = np.count_nonzero(far[source, topk_idx[source, token, choice] // case.experts_per_rank])
     return {
-        "dispatch": tokens / case.ranks * dispatch_row_bytes(case),
-        "combine": rows_back / case.ranks * combine_row_bytes(case),
+        "dispatch": float(tokens) / case.ranks * dispatch_row_bytes(case),
+        "combine": float(rows_back) / case.ranks * combine_row_bytes(case),
     }
 
 

@@ -19,6 +19,8 @@ def test_cases_over_two_nodes_are_measured_on_one_machine(tmp_path, monkeypatch)
     made = records(spec)
     assert [(one.outcome, one.failure) for one in made] == [("ok", None)] * len(made)
     assert {len(one.phases) for one in made} == {2}
+    for one in made[:-1]:
+        assert all(phase.traffic.wire_bytes_per_rank for phase in one.phases)
     assert made[0].environment.variables["EP_RANKS_PER_NODE"] == "1"
 
 
