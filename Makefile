@@ -17,7 +17,7 @@ BENCHMARKS := host_engine command_start history web gate detection attribution c
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nightly nightly-slurm test test-slow lint format bench gpu-check clean
+.PHONY: help setup nightly nightly-slurm test test-slow test-long lint format bench gpu-check clean
 
 help:  ## What can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?/\1\t/' | expand -t 14
@@ -42,10 +42,13 @@ nightly-slurm: setup  ## A real nightly on a Slurm of its own, two nodes on this
 	&& SLURM_CONF="$$folder/slurm/slurm.conf" $(BIN)/epwatch nightly $(SLURM_PLAN) --new
 
 test: setup  ## The fast tests
-	$(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow and not long and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## The tests that take minutes or many processes
-	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "slow and not long and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-long: setup  ## Variants and hard days repeated: every night, not for each change
+	$(PYTEST) -m "long and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, mypy, the layering of the rooms, clang-format
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ def test_at_the_deadline_everything_is_killed_and_the_record_says_where_it_hung(
     assert marked_by(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ranks_that_get_on_until_the_deadline_are_out_of_time_and_not_hung(tmp_path):
     spec = spec_of(tmp_path, [TORCH_LL] * 400, iters=1000, deadline_s=60.0)
     run_job(spec)

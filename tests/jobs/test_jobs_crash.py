@@ -40,9 +40,9 @@ experts = 4
 PLACES = ["--db", "history.db", "--spool", "spool", "--no-report"]
 
 
-def slow(*values):
-    """One of a test's parameters that is tried among the slow ones."""
-    return pytest.param(*values, marks=pytest.mark.slow)
+def long(*values):
+    """One of a test's parameters that is tried among the long ones."""
+    return pytest.param(*values, marks=pytest.mark.long)
 
 
 FOREVER = 10_000_000
@@ -207,9 +207,9 @@ def test_a_night_whose_command_was_killed_is_gone_on_with(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "plan_has", "why"),
     [
-        slow(["--new"], "", "a new night was asked for"),
+        long(["--new"], "", "a new night was asked for"),
         ([], "# another\n", "the plan has changed since"),
-        slow([], "resume_within_h = 0\n", "resume_within_h is 0"),
+        long([], "resume_within_h = 0\n", "resume_within_h is 0"),
     ],
 )
 def test_a_night_that_makes_no_sense_any_more_is_given_up_and_a_new_one_begun(tmp_path, arguments, plan_has, why):
@@ -278,7 +278,7 @@ def measured_and_not_judged(place: Path) -> None:
     assert (night["ok"], night["judged_at"]) == (2, None)
 
 
-@pytest.mark.parametrize("arguments", [slow(("nightly", "plan.toml", "--no-report")), ("collect", "plan.toml")])
+@pytest.mark.parametrize("arguments", [long(("nightly", "plan.toml", "--no-report")), ("collect", "plan.toml")])
 def test_a_night_whose_command_was_killed_before_judging_is_judged_by_the_next(tmp_path, arguments):
     measured_and_not_judged(tmp_path)
     after = command(tmp_path, *arguments)
@@ -290,7 +290,7 @@ def test_a_night_whose_command_was_killed_before_judging_is_judged_by_the_next(t
     assert "has no unfinished night" in command(tmp_path, "collect", "plan.toml").stderr
 
 
-@pytest.mark.parametrize("arguments", [(), slow(("--new",))])
+@pytest.mark.parametrize("arguments", [(), long(("--new",))])
 def test_a_night_measured_in_full_is_judged_however_old_it_is_and_a_new_one_begun(tmp_path, arguments):
     measured_and_not_judged(tmp_path)
     (manifest,) = tmp_path.glob(".epwatch/jobs/*/night.json")
@@ -396,7 +396,7 @@ def test_a_night_with_a_plan_of_another_version_is_cancelled_on_the_clusters_of_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"), [([], "the plan has changed since"), slow(["--new"], "a new night was asked for")]
+    ("arguments", "why"), [([], "the plan has changed since"), long(["--new"], "a new night was asked for")]
 )
 def test_a_night_with_a_plan_of_another_version_is_given_up_for_a_new_one(tmp_path, arguments, why):
     (tmp_path / "plan.toml").write_text(PLAN.format(iters=20, tries=2))

@@ -138,9 +138,15 @@ def test_what_survives_both_is_found_and_ended(own_slurm):
     assert carrying(str(slurm.folder), job.sign) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "daemon", ["munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd-127.0.1.1", "slurmd-127.0.1.2"]
+    "daemon",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("slurmctld", "slurmd-127.0.1.1")),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("munged", "mariadbd", "slurmdbd", "slurmd-127.0.1.2")
+        ),
+    ],
 )
 def test_nothing_survives_after_a_daemon_was_killed(daemon):
     with started_slurm(nodes=2, cpus=2, memory_mb=4000, gpus=0, accounting=True) as slurm:

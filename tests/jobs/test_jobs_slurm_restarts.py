@@ -12,6 +12,8 @@ from slurm_survival import PLACES, Scene, kill, until
 
 from harness import record
 
+pytestmark = pytest.mark.slow
+
 SBATCH = """\
 #!/bin/bash
 if [ {when} = before ]; then touch {folder}/waits; until [ -e {folder}/go ]; do sleep 0.05; done; fi
@@ -67,7 +69,6 @@ def test_killed_after_sbatch_had_the_jobs_the_next_command_finds_them(scene):
     assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
-@pytest.mark.slow
 def test_killed_before_sbatch_was_through_its_job_ends_without_measuring(scene):
     """It waits a minute for submitit to tell it what to do."""
     scene.plan({}, heartbeat_s=100.0)
@@ -124,14 +125,13 @@ def survives_random_kills(scene, seed, kills):
     assert len(nights) <= 2
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3, 4))])
 def test_a_night_whose_command_is_killed_again_and_again_measures_each_run_once(scene, seed):
     scene.plan({"backend": "torch"}, repeats=2)
     survives_random_kills(scene, seed, kills=5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_night_on_this_machine_does_so_too_whose_jobs_die_with_it(tmp_path, seed):
     """Five times in a row without a record it would be given up."""
     with Scene(tmp_path) as scene:
@@ -157,7 +157,6 @@ def test_ctrl_c_leaves_the_jobs_running_and_cancel_ends_them(scene):
     assert scene.assert_accounted() == []
 
 
-@pytest.mark.slow
 def test_ctrl_c_and_the_same_command_again_go_on_with_the_same_jobs(scene):
     scene.plan({})
     scene.fault("combine.0.hold")
@@ -268,7 +267,7 @@ def away(scene, *, hard, meanwhile):
     assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
-@pytest.mark.parametrize("hard", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hard", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_controller_that_is_away_for_a_while_ends_no_job(tmp_path, own_slurm, hard):
     """What Slurm's commands say then is taken for nothing."""
 
@@ -280,7 +279,6 @@ def test_a_controller_that_is_away_for_a_while_ends_no_job(tmp_path, own_slurm, 
         away(scene, hard=hard, meanwhile=looks_a_few_times)
 
 
-@pytest.mark.slow
 def test_a_job_that_ends_while_the_controller_is_away_has_ended(tmp_path, own_slurm):
     """Slurm's daemon of the node tells the controller a minute later, and keeps the node until then."""
     with Scene(tmp_path, own_slurm(nodes=1)) as scene:
@@ -295,7 +293,6 @@ def test_a_job_that_ends_while_the_controller_is_away_has_ended(tmp_path, own_sl
         away(scene, hard=False, meanwhile=it_ends)
 
 
-@pytest.mark.slow
 def test_a_controller_killed_just_after_it_took_the_jobs(tmp_path, own_slurm):
     """It knows nothing of them when it comes back, while their processes may still run."""
     slurm = own_slurm(nodes=2)
@@ -310,7 +307,6 @@ def test_a_controller_killed_just_after_it_took_the_jobs(tmp_path, own_slurm):
         assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
-@pytest.mark.slow
 def test_a_night_that_finds_no_controller_waits_for_it(tmp_path, own_slurm):
     slurm = own_slurm(nodes=1)
     with Scene(tmp_path, slurm) as scene:
@@ -325,7 +321,6 @@ def test_a_night_that_finds_no_controller_waits_for_it(tmp_path, own_slurm):
         assert [row["outcome"] for row in scene.assert_accounted()] == ["ok"]
 
 
-@pytest.mark.slow
 def test_a_night_is_not_cancelled_while_slurm_cannot_be_told(tmp_path, own_slurm):
     slurm = own_slurm(nodes=1)
     with Scene(tmp_path, slurm) as scene:

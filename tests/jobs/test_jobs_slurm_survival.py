@@ -11,6 +11,8 @@ from slurm_survival import Scene, until
 
 from jobs.envelope import read_envelope
 
+pytestmark = pytest.mark.slow
+
 TORCH_FIRST, HELD_FIRST = 10, 1
 """Seeds that put the plan's two cases of one rank, or of two, in that order."""
 BOTH = ({"backend": "torch"}, {"backend": "held"})
@@ -92,7 +94,6 @@ def test_a_rank_that_hangs_is_named_with_its_stack_and_one_that_is_slow_passes(s
     scene.assert_accounted()
 
 
-@pytest.mark.slow
 def test_a_stopped_rank_whose_peer_waits_in_vain_is_what_hangs(scene):
     """Its peer gives up long before the heartbeat does, and ends with an error that is not the cause."""
     scene.plan({"ranks": 2}, deadline_s=2.0, heartbeat_s=100.0, tries=1)
@@ -145,7 +146,7 @@ def test_a_job_cancelled_while_it_waits_is_not_tried_again(scene):
     scene.assert_accounted()
 
 
-@pytest.mark.parametrize("accounting", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("accounting", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_preempted_job_goes_on_with_what_has_no_record(tmp_path, own_slurm, accounting):
     slurm = own_slurm(nodes=1, accounting=accounting, **PREEMPTING)
     with Scene(tmp_path, slurm) as scene:
@@ -164,7 +165,6 @@ def test_a_preempted_job_goes_on_with_what_has_no_record(tmp_path, own_slurm, ac
         assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
-@pytest.mark.slow
 def test_a_job_whose_node_dies_goes_on_elsewhere(tmp_path, own_slurm):
     slurm = own_slurm(nodes=3)
     with Scene(tmp_path, slurm) as scene:
@@ -188,7 +188,6 @@ def test_a_job_whose_node_dies_goes_on_elsewhere(tmp_path, own_slurm):
         assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
-@pytest.mark.slow
 def test_a_job_that_needs_every_node_waits_until_the_dead_one_is_back(tmp_path, own_slurm):
     slurm = own_slurm(nodes=2)
     with Scene(tmp_path, slurm) as scene:
@@ -206,7 +205,6 @@ def test_a_job_that_needs_every_node_waits_until_the_dead_one_is_back(tmp_path, 
         assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
-@pytest.mark.slow
 def test_a_job_told_that_its_time_is_nearly_up_begins_no_further_case(scene):
     """Of a job of one minute Slurm may say so from the first second on: a case is measured all the same."""
     scene.plan({"tokens": [4, 8]}, cluster={"time_limit_min": 1}, job_deadline_s=60.0, tries=1)
@@ -224,7 +222,6 @@ def test_a_job_told_that_its_time_is_nearly_up_begins_no_further_case(scene):
     assert [row["outcome"] for row in scene.assert_accounted()] == ["ok", "ok"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_job_that_slurm_ends_at_its_time_limit_costs_its_case_a_try(scene):
     scene.plan(*BOTH, cluster={"time_limit_min": 1}, job_deadline_s=60.0, tries=1, seed=HELD_FIRST)

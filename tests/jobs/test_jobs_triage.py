@@ -87,6 +87,7 @@ def gate(folder):
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 def test_the_gate_follows_a_regression_through_its_life(place):
     code, said = gate(place)
     assert code == 1

@@ -181,7 +181,7 @@ def test_collectors_that_are_killed_lose_nothing(new_place, spool):
     kill_collectors(new_place, spool, 6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fifty_collectors_that_are_killed_lose_nothing(new_place, spool):
     kill_collectors(new_place, spool, 50)
 
@@ -226,7 +226,7 @@ def test_a_migration_that_is_killed_has_happened_or_not(tmp_path):
     kill_migrations(tmp_path, 8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fifty_migrations_that_are_killed_have_happened_or_not(tmp_path):
     kill_migrations(tmp_path, 50)
 
