@@ -185,12 +185,14 @@ def give_up(context: Context) -> None:
 
 
 def test_killed_while_busy(trio: RankWorld) -> None:
-    trio.run(ep_faults.make, limit_s=50)
+    trio.run(ep_faults.make, limit_s=10)
     asked = trio.start(ep_faults.forever, rank_to_die=1)
     time.sleep(0.3)
     trio.processes[1].kill()
-    for error in trio.collect([rank for rank in asked if rank != 1], timeout_s=30):
-        assert error.exited == [1]
+    near, far = trio.collect([rank for rank in asked if rank != 1], timeout_s=60)
+    assert far.exited == [1]
+    # What rank 1 sent last is on its own node, and may not have left it: then rank 2 has given up, and is waited for.
+    assert near.exited == [1] or near.missing == [2]
 
 
 def leave_first(context: Context, problem: Problem) -> None:
