@@ -44,7 +44,8 @@ def tip(cell: Cell, case: str) -> str:
         lines.append(f"put down to: {cell.cause}{f' (finding {cell.finding})' if cell.finding else ''}")
     if cell.before is not None:
         lines.append(f"the night before: {cell.before}")
-    lines += [one for one in (cell.acknowledged, cell.waiver) if one]
+    if passing := cell.acknowledged or cell.waiver:
+        lines.append(passing)
     lines += [f"note: {warning}" for warning in cell.warnings]
     return "\n".join(lines)
 

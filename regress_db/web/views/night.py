@@ -361,7 +361,7 @@ def _cell(one: SeriesVerdict, after_another: bool, before: Mapping[_Key, Verdict
         phase=one.phase,
         verdict=one.verdict,
         sign=SIGNS[one.verdict],
-        acknowledged=known.words(*key) if one.verdict == "regressed" else "",
+        acknowledged=known.words(*key) if one.passes_as == "acknowledged" else "",
         warnings=list(one.warnings),
         before=earlier,
         news=_news(one.verdict, earlier) if after_another else "",

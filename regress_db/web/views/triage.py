@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Literal
 
 import msgspec
 
 from harness.case import Phase
 from regress_db.history import History
+from regress_db.regressions import STATES, State
 from regress_db.triage import Regression, decisions, regressions
 from regress_db.web.views.people import notes_of
 from regress_db.web.views.shared import Answer, NoteLine, apart, in_common
-
-State = Literal["open", "acknowledged", "fixed", "expected"]
 
 
 class RegressionLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +57,8 @@ class DecisionLine(msgspec.Struct, frozen=True, kw_only=True):
 class TriageView(Answer, frozen=True, kw_only=True, tag="triage"):
     """Regressions: open first, then acknowledged, expected, fixed; the newest first within each.
 
-    common: the fields of the key that all rows share. may_write: whether this page takes acknowledgements.
+    counts: of all, however many are listed. common: the fields of the key that all rows share. may_write: whether this
+    page takes acknowledgements.
     """
 
     regressions: list[RegressionLine]
@@ -70,21 +69,18 @@ class TriageView(Answer, frozen=True, kw_only=True, tag="triage"):
     may_write: bool
 
 
-STATES: tuple[State, ...] = ("open", "acknowledged", "expected", "fixed")
-"""In the order that pages show them."""
-
 MOST_REGRESSIONS = 500
 MOST_NOTES = 200
 
 
 def gather(history: History, *, may_write: bool = False) -> TriageView:
     """What there is to triage, and what people said."""
-    found = regressions(history, limit=MOST_REGRESSIONS)
-    common = in_common({one.case for one in found})
-    lines = [_line(one, common) for one in found]
+    found = regressions(history)
+    shown = found[:MOST_REGRESSIONS]
+    common = in_common({one.case for one in shown})
     return TriageView(
-        regressions=sorted(lines, key=lambda one: STATES.index(one.state)),
-        counts={state: sum(one.state == state for one in lines) for state in STATES},
+        regressions=[_line(one, common) for one in shown],
+        counts={state: sum(one.state == state for one in found) for state in STATES},
         common=common,
         decisions=[
             DecisionLine(
